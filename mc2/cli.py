@@ -1,0 +1,72 @@
+"""The one command `mc2`. Only the standard library is imported here: a subcommand's module, with torch behind it, is imported when it is chosen."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+# subcommand -> (module with `main(argv) -> int`, one line of help)
+SUBCOMMANDS = {
+    "quickstart": ("mc2.quickstart.run", "the whole flow on real data in minutes; ends with a report to look at"),
+    "metadata": ("mc2.metadata.commands", "build | show: entry lists per language"),
+    "curate": ("mc2.curation.commands", "match | balance | pack | report | run: from a raw pool to balanced shards"),
+    "tokenizer": ("mc2.data.commands", "train | show: SentencePiece pieces, coverage and fertility per language"),
+    "fit": ("mc2.training.commands", "train from YAML (LightningCLI)"),
+    "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
+    "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),
+    "predict": ("mc2.training.commands", "rank given texts for given image files"),
+    "export": ("mc2.interchange.commands", "checkpoint -> model folder that mc2.load reads"),
+}
+
+USAGE = """usage: mc2 [--debug] SUBCOMMAND ...
+
+CLIP for the whole world's languages: the Meta CLIP 2 recipe as a PyTorch Lightning kit.
+
+{table}
+
+`mc2 SUBCOMMAND --help` explains every option. `--debug` shows the trace of an error. Begin with `mc2 quickstart`."""
+
+
+def usage() -> str:
+    """The help text, one line for each subcommand."""
+    return USAGE.format(table="\n".join(f"  {name:<12}{text}" for name, (_, text) in SUBCOMMANDS.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand. Returns the exit status: 0 only if the work is done, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
+    if argv is None:
+        if "--debug" in sys.argv:  # an environment variable, because processes started with our command line must see it too
+            sys.argv.remove("--debug")
+            os.environ["MC2_DEBUG"] = "1"
+        argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from mc2 import __version__
+
+        print(f"mc2 {__version__}")
+        return 0
+    if argv[0] not in SUBCOMMANDS:
+        near = difflib.get_close_matches(argv[0], SUBCOMMANDS, n=1)
+        print(f"mc2: unknown subcommand {argv[0]!r}; {f'did you mean {near[0]!r}?' if near else 'see `mc2 --help`'}", file=sys.stderr)
+        return 2
+    return run(argv)
+
+
+def run(argv: list[str]) -> int:
+    """Import and call the subcommand's module; errors of the user become one readable line."""
+    try:
+        module = importlib.import_module(SUBCOMMANDS[argv[0]][0])
+        status: int = module.main(argv)
+        return status
+    except KeyboardInterrupt:
+        print("\nmc2: interrupted; the same line again goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("MC2_DEBUG"):
+            raise
+        print(f"mc2 {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1

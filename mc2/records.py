@@ -1,0 +1,88 @@
+"""The words of the flow: pair, matched caption, packed caption, shard manifest. Between stages travel these and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+# Reasons for which a caption or a pair leaves the flow. Every drop is counted under one of these names.
+DROP_REASONS = {
+    "empty_caption": "the caption has no characters besides white space",
+    "not_utf8": "the caption is not UTF-8",
+    "long_caption": "the caption is longer than the limit in characters",
+    "unknown_language": "the language identification gave no language, or a score below the limit",
+    "no_metadata": "the language has no metadata",
+    "no_entry": "no metadata entry occurs in the caption",
+    "no_captions": "the pair has no caption left",
+    "no_image": "the pair has no image file",
+    "broken_image": "the image cannot be decoded",
+    "broken_record": "the record's JSON or name cannot be read",
+    "truncated_tar": "the tar ends in the middle of a member; the members before it were used",
+    "balanced_away": "no entry of any caption drew success (offline balancing)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image with its captions, as the pool has them. `image` is the encoded file, None for a pool of text only."""
+
+    key: str
+    captions: tuple[str, ...]
+    image: bytes | None = None
+
+
+# One row per caption of one pool shard: `match` writes it, `balance` sums over it, `pack` joins it with the images by key.
+# `entries` are positions in the language's entry list; `drop` is null for a caption that stays.
+MATCHED_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("entries", pa.list_(pa.int32()), nullable=False),
+        pa.field("drop", pa.string(), nullable=True),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCaption:
+    """A caption inside a training shard: `<key>.json` holds {"captions": [PackedCaption as dict, ...]}. Plain img2dataset tars have no language and entries."""
+
+    text: str
+    language: str = ""
+    entries: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One training shard: tar and index (`<name>.index.parquet`: key, offset, size) beside each other."""
+
+    name: str
+    num_pairs: int
+    num_bytes: int
+    sha256: str
+    captions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardManifest:
+    """`manifest.json` of a folder of training shards. `drops` counts by reason; `fingerprints` name the metadata and the balance that made it."""
+
+    shards: tuple[ShardInfo, ...]
+    drops: Mapping[str, int]
+    fingerprints: Mapping[str, str]
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(shard.num_pairs for shard in self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
+        return cls(tuple(ShardInfo(**shard) for shard in value["shards"]), value["drops"], value["fingerprints"])

@@ -1,0 +1,185 @@
+"""Paths, atomic writes, fingerprints and keyed random draws: the few words every stage says to the disk.
+
+Output is a function of (input fingerprint, config, seed, shard): a stage writes under a temporary name, syncs, renames, then marks itself done.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc2 import __version__
+
+JSON = dict[str, Any]
+
+
+# --- keyed random draws -------------------------------------------------------------------------------------------------
+
+
+def keyed_hash(seed: int, purpose: str, epoch: int, key: str) -> int:
+    """64 random bits that depend on nothing but their arguments: not on order, workers or restarts (DESIGN decision 1)."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}|{purpose}|{epoch}|{key}".encode(), digest_size=8).digest(), "big")
+
+
+def keyed_uniform(seed: int, purpose: str, epoch: int, key: str) -> float:
+    """A number in [0, 1) drawn by the key."""
+    return (keyed_hash(seed, purpose, epoch, key) >> 11) * 2.0**-53
+
+
+def keyed_uniforms(seed: int, purpose: str, epoch: int, key: str, numbers: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.float64]:
+    """One number in [0, 1) for each of the non-negative integers (entry ids, say): splitmix64 of the key's hash and the integer."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the algorithm
+        z = np.uint64(keyed_hash(seed, purpose, epoch, key)) + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def keyed_order(seed: int, purpose: str, epoch: int, keys: Iterable[str]) -> list[str]:
+    """The keys in an order drawn by the key of each: the same whatever order they came in."""
+    return sorted(keys, key=lambda key: (keyed_hash(seed, purpose, epoch, key), key))
+
+
+# --- fingerprints -------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(value: object) -> str:
+    """16 hex digits of the SHA-256 of the value as canonical JSON; the value must be made of plain types."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- atomic writes ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name only when it is whole and on the disk.
+
+    A failure (a full disk, say) removes the temporary file and leaves what was there before. Errors: ValueError for a full disk or a read-only folder,
+    OSError otherwise.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{path}: the disk is full; free some space and run the same line again (finished work is kept)") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            raise ValueError(f"{path}: cannot be written ({error.strerror}); give a folder that you may write to") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented UTF-8 JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Errors: ValueError that names the file if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: not found") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run the stage that writes it again") from error
+
+
+# --- stages that can be run again ---------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A folder that is filled once from named inputs.
+
+    with Stage(folder, "match", {"pool": "ab12...", "seed": 0}) as stage:
+        if not stage.done:
+            ...                      # write files atomically
+            stage.finish({"captions": 17})
+
+    `inputs.json` is written at the start and `done.json` at the end. Other inputs than the folder's own are an error, never a mixture; the folder is locked
+    while the stage runs. `done.json` has no clock in it: the same inputs give the same bytes.
+    """
+
+    def __init__(self, folder: Path, name: str, inputs: Mapping[str, object]) -> None:
+        self.folder, self.name = folder, name
+        self.inputs: JSON = json.loads(json.dumps({"stage": name, "mc2": __version__, **inputs}))
+        self.fingerprint = fingerprint(self.inputs)
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> Stage:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / ".lock", "wb")  # noqa: SIM115  (held until __exit__)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ValueError(f"{self.folder}: another job is writing here; wait for it, or choose another output folder") from error
+        try:
+            self._check_inputs()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lock is not None
+        self._lock.close()
+
+    def _check_inputs(self) -> None:
+        mark = self.folder / "inputs.json"
+        if mark.exists():
+            check_inputs(self.folder, read_json(mark), self.inputs)
+        else:
+            write_json(mark, self.inputs)
+
+    @property
+    def done(self) -> bool:
+        """True once the stage has finished with these inputs."""
+        return (self.folder / "done.json").exists()
+
+    @property
+    def results(self) -> JSON:
+        """What the finished stage said of itself."""
+        results: JSON = read_json(self.folder / "done.json")["results"]
+        return results
+
+    def finish(self, results: Mapping[str, object]) -> None:
+        """Mark the stage as done; results are plain types."""
+        write_json(self.folder / "done.json", {"fingerprint": self.fingerprint, "results": dict(results)})
+
+
+def check_inputs(folder: Path, found: JSON, need: JSON) -> None:
+    """Errors: ValueError that names every input in which the folder's run differs from this one."""
+    different = sorted(key for key in {*found, *need} if found.get(key) != need.get(key))
+    if different:
+        what = ", ".join(f"{key}: found {found.get(key)!r}, need {need.get(key)!r}" for key in different)
+        raise ValueError(f"{folder}: belongs to another run ({what}); choose another output folder or delete this one")

@@ -1,0 +1,79 @@
+"""Who may import whom (lower never upper), read from the files themselves; and what `mc2 --help` may cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "mc2"
+
+# package or module of mc2 -> what of mc2 it may import at any depth of the file
+BASE = {"records", "languages", "storage"}
+MAY_IMPORT = {
+    "__init__": {"interchange"},
+    "__main__": {"cli"},
+    "records": set(),
+    "languages": set(),
+    "storage": {"__init__"},
+    "model": set(),
+    "metadata": BASE,
+    "curation": BASE | {"metadata"},
+    "data": BASE | {"curation"},
+    "benchmarks": BASE | {"data"},
+    "training": BASE | {"data", "model", "benchmarks"},
+    "interchange": BASE | {"data", "model", "training"},
+    "quickstart": BASE | {"metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
+    "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},
+}
+TORCH_FREE = {"cli", "records", "languages", "storage", "metadata", "curation"}
+HEAVY = {"torch", "lightning", "torchvision", "timm", "transformers", "open_clip", "torchmetrics", "webdataset"}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names that a file imports anywhere, functions included, but not under `if TYPE_CHECKING`."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(str(node.module))
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def part(file: Path) -> str:
+    """`model` for mc2/model/loss.py, `cli` for mc2/cli.py."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_one_way(file: Path) -> None:
+    own = part(file)
+    parts = {name.split(".")[1] if "." in name else "__init__" for name in imports(file) if name.split(".")[0] == "mc2"}
+    known = {p for p in parts if p in MAY_IMPORT}  # `from mc2 import __version__` also yields the name itself
+    assert known - {own} <= MAY_IMPORT[own], f"{file.name} imports {sorted(known - {own} - MAY_IMPORT[own])}"
+    if own in TORCH_FREE:
+        assert not {name.split(".")[0] for name in imports(file)} & HEAVY
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["quickstart", "--help"], ["curate", "--help"], ["metadata", "--help"]])
+def test_help_is_light(argv: list[str]) -> None:
+    code = f"import sys; from mc2.cli import main\ntry: main({argv!r})\nexcept SystemExit: pass\nprint(sorted({HEAVY!r} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "usage: mc2" in output
+    assert output.splitlines()[-1] == "[]"
