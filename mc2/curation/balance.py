@@ -1,0 +1,216 @@
+"""The balance between head and tail of the entry counts (RECIPE 1.1): one set of rules for packing off-line and for drawing in the loader.
+
+Symbols: for a language l, c[e] captions contain entry e (once per caption), t is the threshold between tail and head, p the share of matches in the tail,
+q[e] = t / max(c[e], t) the probability of an entry. Everything above `Balance` is pure numpy; every draw is keyed by (seed, epoch, pair key, entry).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mc2 import storage
+from mc2.records import PackedCaption
+
+IntArray: TypeAlias = NDArray[np.integer[Any]]
+FloatArray: TypeAlias = NDArray[np.float64]
+
+# "paper": English gets its threshold back from p like every other language. "published_code": English keeps the threshold that p was computed from.
+EnglishRule = Literal["paper", "published_code"]
+
+
+# --- rules --------------------------------------------------------------------------------------------------------------
+
+
+def entry_counts(entry_ids: IntArray, num_entries: int) -> NDArray[np.int64]:
+    """Number of captions with each entry, from the ids of all captions one after the other (an id at most once per caption)."""
+    return np.bincount(entry_ids, minlength=num_entries).astype(np.int64)
+
+
+def tail_share(counts: IntArray, threshold: int) -> float:
+    """Share of all matches that belongs to entries counted less than `threshold` times; nan where nothing matched."""
+    total = int(counts.sum())
+    return float(counts[counts < threshold].sum() / total) if total else float("nan")
+
+
+def head_threshold(counts: IntArray, share: float) -> int:
+    """The count whose inclusive cumulative share of the matches is nearest to `share`; 1 where nothing matched.
+
+    Entries that never occur take no part, so the threshold is at least 1. The way back from `tail_share` is not exact: "<" there, inclusive here.
+    """
+    ascending = np.sort(counts[counts > 0])
+    if not len(ascending):
+        return 1
+    cumulative_share = np.cumsum(ascending) / ascending.sum()
+    return int(ascending[np.argmin(np.abs(cumulative_share - share))])
+
+
+def entry_probabilities(counts: IntArray, threshold: int) -> FloatArray:
+    """Probability q of each entry: 1 in the tail, threshold / count in the head."""
+    return threshold / np.maximum(counts, threshold).astype(np.float64)
+
+
+def keep_probability(entry_ids: IntArray, entry_prob: FloatArray) -> float:
+    """Chance that a caption survives balancing: 1 - prod(1 - q) over its entries; 0 without entries."""
+    return float(1.0 - np.prod(1.0 - entry_prob[entry_ids]))
+
+
+def keep_probabilities(entry_ids: IntArray, lengths: IntArray, entry_prob: FloatArray) -> FloatArray:
+    """`keep_probability` of many captions: the ids of all of them one after the other, and how many ids each has."""
+    kept = np.zeros(len(lengths))
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])[lengths > 0].astype(np.int64)
+    if len(starts):
+        kept[lengths > 0] = 1.0 - np.multiply.reduceat(1.0 - entry_prob[entry_ids], starts)
+    return kept
+
+
+def accept(pair_key: str, entry_ids: IntArray | Sequence[int], entry_prob: FloatArray, seed: int, epoch: int) -> bool:
+    """Whether any entry of the caption draws success. The same (seed, epoch, pair key, entry) always draws the same number."""
+    ids = np.asarray(entry_ids, dtype=np.int64)
+    return bool(np.any(storage.keyed_uniforms(seed, "balance", epoch, pair_key, ids) < entry_prob[ids]))
+
+
+def draw_caption(
+    pair_key: str, captions: Sequence[PackedCaption], probabilities: Mapping[str, FloatArray], seed: int, epoch: int
+) -> int | None:
+    """Index of the caption of a pair in this epoch, or None if the pair is not used in this epoch.
+
+    One of the captions is drawn uniformly, then accepted or rejected. `probabilities` are q per language (`Balance.probabilities`). Errors: ValueError for a
+    caption whose language or entries the balance does not know.
+    """
+    if not captions:
+        return None
+    index = int(storage.keyed_uniform(seed, "caption", epoch, pair_key) * len(captions))
+    caption = captions[index]
+    entry_prob = probabilities.get(caption.language)
+    if entry_prob is None or (caption.entries and max(caption.entries) >= len(entry_prob)):
+        raise ValueError(
+            f"balance: pair {pair_key} has a caption in {caption.language!r} with entries that this balance does not know; "
+            "need the balance that the shards were packed with"
+        )
+    return index if accept(pair_key, caption.entries, entry_prob, seed, epoch) else None
+
+
+# --- the whole arithmetic -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LanguageBalance:
+    """Counts and probabilities of one language's entries, [num_entries] each, indexed by entry id."""
+
+    counts: NDArray[np.int64]
+    threshold: int
+    entry_prob: FloatArray
+
+    def arithmetic(self) -> dict[str, int | float]:
+        """The sizes that follow from the counts and the threshold: head and tail in entries and in matches, and the tail's share."""
+        head = self.counts > self.threshold
+        return {
+            "entries": len(self.counts),
+            "entries_seen": int((self.counts > 0).sum()),
+            "matches": int(self.counts.sum()),
+            "threshold": self.threshold,
+            "head_entries": int(head.sum()),
+            "tail_entries": int(((self.counts > 0) & ~head).sum()),
+            "head_matches": int(self.counts[head].sum()),
+            "tail_matches": int(self.counts[~head].sum()),
+            "expected_matches": float((self.counts * self.entry_prob).sum()),
+        }
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Thresholds and probabilities of all languages; `summary` is what `balance.json` shows beside them (see `mc2.curation.stages`)."""
+
+    tail_share: float
+    english_threshold: int
+    english_rule: EnglishRule
+    languages: Mapping[str, LanguageBalance]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def probabilities(self) -> dict[str, FloatArray]:
+        """q per language, as `draw_caption` takes it."""
+        return {code: language.entry_prob for code, language in self.languages.items()}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Balance:
+        """The balance in a folder that `save` wrote. Errors: ValueError that names a file that is missing or does not fit."""
+        folder = Path(folder)
+        value = storage.read_json(folder / "balance.json")
+        languages = {code: _read_language(folder / f"{code}.parquet", row) for code, row in value["languages"].items()}
+        return cls(value["tail_share"], value["english_threshold"], value["english_rule"], languages, value)
+
+    def save(self, folder: Path, entries: Mapping[str, Sequence[str]]) -> None:
+        """Write `<language>.parquet` (id, entry, count, probability; the entries that occur, most frequent first) and `balance.json`, last."""
+        for code, language in self.languages.items():
+            _write_language(folder / f"{code}.parquet", language, entries[code])
+        rows = {
+            code: {**language.arithmetic(), **self.summary.get("languages", {}).get(code, {})} for code, language in self.languages.items()
+        }
+        rules = {"tail_share": self.tail_share, "english_threshold": self.english_threshold, "english_rule": self.english_rule}
+        storage.write_json(folder / "balance.json", {**self.summary, **rules, "languages": rows})
+
+
+def balance_languages(
+    counts: Mapping[str, NDArray[np.int64]], english_threshold: int, english_rule: EnglishRule = "paper", share: float | None = None
+) -> Balance:
+    """Thresholds and probabilities of all languages from their counts.
+
+    The tail share p is that of English at `english_threshold`, unless `share` gives it. Errors: ValueError if p can be had neither way.
+    """
+    if english_threshold < 1:
+        raise ValueError(f"balance: found an English threshold of {english_threshold}, need at least 1")
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"balance: found a tail share of {share}, need a number between 0 and 1 (published runs come out near 0.06)")
+    if share is None:
+        if "en" not in counts or not counts["en"].any():
+            raise ValueError(
+                "balance: no English caption matched, and the tail share comes from English; set `tail_share` (published runs: near 0.06)"
+            )
+        share = tail_share(counts["en"], english_threshold)
+    languages = {}
+    for code, count in sorted(counts.items()):
+        fixed = code == "en" and english_rule == "published_code"
+        threshold = english_threshold if fixed else head_threshold(count, share)
+        languages[code] = LanguageBalance(count, threshold, entry_probabilities(count, threshold))
+    return Balance(share, english_threshold, english_rule, languages)
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+def _write_language(path: Path, language: LanguageBalance, entries: Sequence[str]) -> None:
+    seen = np.flatnonzero(language.counts)
+    seen = seen[np.argsort(-language.counts[seen], kind="stable")].astype(np.int32)
+    table = pa.table(
+        {
+            "id": seen,
+            "entry": pa.array([entries[i] for i in seen.tolist()], pa.string()),
+            "count": language.counts[seen],
+            "probability": language.entry_prob[seen],
+        }
+    )
+    with storage.atomic_write(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def _read_language(path: Path, row: Mapping[str, Any]) -> LanguageBalance:
+    try:
+        table = pq.read_table(path, columns=["id", "count", "probability"])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); run `mc2 curate balance` again") from error
+    counts, entry_prob = np.zeros(row["entries"], np.int64), np.ones(row["entries"])
+    ids = table["id"].to_numpy()
+    if pc.sum(table["count"]).as_py() not in (row["matches"], None) or (len(ids) and ids.max() >= row["entries"]):
+        raise ValueError(f"{path}: does not belong to balance.json beside it; run `mc2 curate balance` again")
+    counts[ids], entry_prob[ids] = table["count"].to_numpy(), table["probability"].to_numpy()
+    return LanguageBalance(counts, row["threshold"], entry_prob)

@@ -1,0 +1,1 @@
+"""Entry lists per language, from what is installed or given. No torch."""
