@@ -41,7 +41,8 @@ def canonical(code: str) -> str:
         language = None
     if language is None or language.language is None or not langcodes.Language.make(language=language.language).is_valid():
         near = difflib.get_close_matches(code.lower(), sorted(LID176), n=3)
-        raise ValueError(f"languages: unknown language code {code!r}; need a BCP 47 code such as 'de' or 'pt-BR'{f' (near: {", ".join(near)})' if near else ''}")
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise ValueError(f"languages: unknown language code {code!r}; need a BCP 47 code such as 'de' or 'pt-BR'{hint}")
     return ALIASES.get(language.language, language.language)
 
 

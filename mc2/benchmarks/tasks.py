@@ -1,0 +1,284 @@
+"""What a benchmark asks of a model: images, texts per language, and how to score their embeddings.
+
+A `Task` states what to encode and scores what was encoded; the callback encodes. So one pass over images and texts serves every language and protocol, and a
+task is plain CPU code without a model. `TaskFolder` reads the neutral layout that anybody can write for their own data.
+
+Shapes: N images, T texts of one language, D embedding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mc2 import languages, storage
+from mc2.benchmarks import metrics
+from mc2.benchmarks.results import Score
+
+IntArray = NDArray[np.int64]
+
+IMAGES_SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary()), ("class", pa.int32())])
+NAMES_SCHEMA = pa.schema([("language", pa.string()), ("class", pa.int32()), ("name", pa.string())])
+
+# The first answers of the classifier, one row per (image, rank): what a report shows and what an error is read from.
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("language", pa.string()),
+        ("key", pa.string()),
+        ("rank", pa.int32()),
+        ("class", pa.int32()),
+        ("name", pa.string()),
+        ("score", pa.float32()),
+        ("correct", pa.bool_()),
+    ]
+)
+
+
+class Task(ABC):
+    """One benchmark. `groups` maps some languages to a group ("seen", "unseen") whose mean is reported too."""
+
+    def __init__(self, name: str, keys: Sequence[str], languages: Sequence[str], groups: Mapping[str, str]) -> None:
+        self.name, self.keys, self.languages, self.groups = name, keys, languages, groups
+
+    @abstractmethod
+    def images(self, start: int, stop: int) -> Iterator[bytes]:
+        """The encoded image files number `start` to `stop` (not included), in the order of `keys`."""
+
+    @abstractmethod
+    def texts(self, language: str) -> Sequence[str]:
+        """The texts that the language's protocols need, none twice."""
+
+    @abstractmethod
+    def score(self, language: str, image_ND: Tensor, text_TD: Tensor) -> list[Score]:
+        """Every protocol and metric of one language, from the embeddings of `keys` and of `texts(language)`."""
+
+    @abstractmethod
+    def predictions(self, language: str, image_ND: Tensor, text_TD: Tensor, num_names: int) -> pa.Table:
+        """The `num_names` best answers for each image (PREDICTIONS_SCHEMA)."""
+
+
+@dataclass(frozen=True)
+class NamedClasses:
+    """The class names of one language as texts. A class is known here by its position in `classes` (ids, ascending); only named classes are in it.
+
+    `texts` begins with the `num_names` names themselves, none twice; prompted names follow. `name_pairs` and `prompt_pairs` are rows of
+    (text index, class position): a name can belong to several classes, a class can have several names (synonyms).
+    """
+
+    classes: IntArray
+    first_names: tuple[str, ...]
+    texts: tuple[str, ...]
+    num_names: int
+    name_pairs: IntArray
+    prompt_pairs: IntArray
+
+    @classmethod
+    def build(cls, names: Sequence[tuple[int, str]], prompts: Sequence[str]) -> NamedClasses:
+        """From (class id, name) rows in any order; each prompt has one {} for the name."""
+        first_name: dict[int, str] = {}
+        for label, name in names:
+            first_name.setdefault(label, name)
+        classes = sorted(first_name)
+        position = {label: index for index, label in enumerate(classes)}
+        index_of: dict[str, int] = {}
+        name_pairs = [(index_of.setdefault(name, len(index_of)), position[label]) for label, name in names]
+        num_names = len(index_of)
+        prompted = [(prompt.replace("{}", name), position[label]) for label, name in names for prompt in prompts]
+        prompt_pairs = [(index_of.setdefault(text, len(index_of)), label) for text, label in prompted]
+        return cls(
+            classes=np.array(classes, dtype=np.int64),
+            first_names=tuple(first_name[label] for label in classes),
+            texts=tuple(index_of),
+            num_names=num_names,
+            name_pairs=np.unique(np.array(name_pairs, dtype=np.int64), axis=0),
+            prompt_pairs=np.array(prompt_pairs, dtype=np.int64),
+        )
+
+
+@final
+class TaskFolder(Task):
+    """Zero-shot classification and retrieval of named classes, from a folder that `write_task_folder` (or anybody) wrote.
+
+    task.json       {"name": str, "groups": {language: group}, "prompts": {language: ["... {} ..."]}}; groups and prompts may be missing
+    images.parquet  key (string, unique), image (binary: an encoded file), class (int32)
+    names.parquet   language (string), class (int32), name (string): no row = no name in that language, several rows = synonyms
+
+    A class without a name in a language is no candidate there, and its images are not scored: `num_classes` and `num_samples` show it.
+    Classification: the classifier is the mean over prompts and synonyms (without prompts: the bare name), top-1 and top-5.
+    Retrieval: the candidates are the scored images and all different names of the language, without prompts; an image and every name of its class are
+    positives; R@1, R@5, R@10 for text to image (per name that has an image) and image to text (per image).
+    Errors: ValueError in one line for files that are missing, unreadable or do not fit each other.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        description = storage.read_json(self.folder / "task.json")
+        labels = read_table(self.folder / "images.parquet", IMAGES_SCHEMA, ["key", "class"])
+        names = read_table(self.folder / "names.parquet", NAMES_SCHEMA)
+        if not isinstance(description, dict) or not isinstance(description.get("name"), str):
+            raise ValueError(f'{self.folder / "task.json"}: found no "name"; need {{"name": ..., "groups": {{}}, "prompts": {{}}}}')
+        groups, prompts = description.get("groups", {}), description.get("prompts", {})
+        check_tables(str(self.folder), labels, names, groups, prompts)
+        super().__init__(description["name"], labels["key"].to_pylist(), sorted(set(names["language"].to_pylist())), groups)
+        self.label_N: IntArray = labels["class"].to_numpy().astype(np.int64)
+        self._named = {language: named_classes(names, language, prompts.get(language, ["{}"])) for language in self.languages}
+
+    def images(self, start: int, stop: int) -> Iterator[bytes]:
+        """Reads only the row groups that hold the images asked for."""
+        with pq.ParquetFile(self.folder / "images.parquet") as file:
+            first = 0
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                if first < stop and start < last:
+                    part = file.read_row_group(group, columns=["image"])["image"]
+                    yield from (value.as_py() for value in part.slice(max(start - first, 0), min(stop, last) - max(start, first)))
+                first = last
+
+    def texts(self, language: str) -> Sequence[str]:
+        return self._named[language].texts
+
+    def _scored(self, language: str) -> tuple[IntArray, IntArray]:
+        """The images whose class has a name in the language: their index in `keys`, and the position of their class."""
+        classes = self._named[language].classes
+        position = np.searchsorted(classes, self.label_N).clip(max=len(classes) - 1)
+        index = np.flatnonzero(classes[position] == self.label_N)
+        return index, position[index]
+
+    def score(self, language: str, image_ND: Tensor, text_TD: Tensor) -> list[Score]:
+        named, (index, label) = self._named[language], self._scored(language)
+        image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
+        ranks = metrics.classification_ranks(image_ND, classifier(named, text_TD), torch.from_numpy(label).to(image_ND.device))
+        scores = [Score("classification", f"top{k}", metrics.share_within(ranks, k), len(index), len(named.classes)) for k in (1, 5)]
+        name_TD = text_TD[: named.num_names]
+        pairs = torch.from_numpy(matching_pairs(label, named.name_pairs)).to(image_ND.device)
+        has_image = torch.zeros(len(name_TD), dtype=torch.bool, device=image_ND.device).index_fill_(0, pairs[:, 1], True)
+        to_image = metrics.positive_ranks(name_TD, image_ND, pairs.flip(1))[has_image]
+        to_text = metrics.positive_ranks(image_ND, name_TD, pairs)
+        for direction, ranks, num_candidates in (("t2i", to_image, len(image_ND)), ("i2t", to_text, len(name_TD))):
+            scores += [Score("retrieval", f"{direction}_r{k}", metrics.share_within(ranks, k), len(ranks), num_candidates) for k in (1, 5, 10)]
+        return scores
+
+    def predictions(self, language: str, image_ND: Tensor, text_TD: Tensor, num_names: int) -> pa.Table:
+        """Answers of the zero-shot classifier; a class answers with the first of its synonyms, `score` is the cosine."""
+        named, (index, label) = self._named[language], self._scored(language)
+        image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
+        score_NK, order_NK = metrics.top_classes(image_ND, classifier(named, text_TD), num_names)
+        position, num_ranks = order_NK.cpu().numpy().reshape(-1), order_NK.shape[1]
+        columns = {
+            "task": [self.name] * len(position),
+            "language": [language] * len(position),
+            "key": pa.array(self.keys).take(pa.array(index.repeat(num_ranks))),
+            "rank": np.tile(np.arange(num_ranks), len(index)),
+            "class": named.classes[position],
+            "name": pa.array(named.first_names).take(pa.array(position)),
+            "score": score_NK.float().cpu().numpy().reshape(-1),
+            "correct": position == label.repeat(num_ranks),
+        }
+        return pa.table({name: pa.array(column).cast(PREDICTIONS_SCHEMA.field(name).type) for name, column in columns.items()}, PREDICTIONS_SCHEMA)
+
+
+def classifier(named: NamedClasses, text_TD: Tensor) -> Tensor:
+    """The zero-shot classifier (C, D) of one language; rows in the order of `named.classes`."""
+    text, position = torch.from_numpy(named.prompt_pairs).to(text_TD.device).unbind(1)
+    return metrics.class_embeddings(text_TD[text], position, len(named.classes))
+
+
+def matching_pairs(label_N: IntArray, name_pairs: IntArray) -> IntArray:
+    """All (image, text) that share a class, from the class of each image and (text, class) rows."""
+    by_class = name_pairs[np.argsort(name_pairs[:, 1], kind="stable")]
+    first, last = np.searchsorted(by_class[:, 1], label_N, "left"), np.searchsorted(by_class[:, 1], label_N, "right")
+    image = np.repeat(np.arange(len(label_N)), last - first)
+    within = np.arange(len(image)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+    return np.stack([image, by_class[np.repeat(first, last - first) + within, 0]], axis=1)
+
+
+def named_classes(names: pa.Table, language: str, prompts: Sequence[str]) -> NamedClasses:
+    """The rows of one language out of names.parquet."""
+    rows = names.filter(pc.equal(names["language"], language))
+    return NamedClasses.build(list(zip(rows["class"].to_pylist(), rows["name"].to_pylist(), strict=True)), prompts)
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A parquet file's columns as the schema has them. Errors: ValueError for a file that is missing, broken, lacks a column or has nulls."""
+    try:
+        table = pq.read_table(path, columns=list(columns or schema.names))
+        table = table.cast(pa.schema([schema.field(name) for name in table.schema.names]))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: not found; a task folder has task.json, images.parquet and names.parquet (mc2.benchmarks.tasks)") from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: not the parquet file it should be ({error}); need columns {', '.join(schema.names)}") from error
+    missing = [name for name in columns or schema.names if name not in table.schema.names]
+    nulls = [name for name in table.schema.names if table[name].null_count]
+    if missing or nulls:
+        raise ValueError(f"{path}: column {(missing or nulls)[0]!r} {'is missing' if missing else 'has empty cells'}; need {', '.join(schema.names)}")
+    return table
+
+
+def check_tables(where: str, labels: pa.Table, names: pa.Table, groups: Mapping[str, str], prompts: Mapping[str, Sequence[str]]) -> None:
+    """Errors: ValueError for the first thing in a task that does not fit the rest."""
+    if not len(labels) or not len(names):
+        raise ValueError(f"{where}: found {len(labels)} images and {len(names)} names; need at least one of each")
+    twice = labels.group_by("key").aggregate([([], "count_all")]).filter(pc.field("count_all") > 1)
+    if len(twice):
+        raise ValueError(f"{where}: image key {twice['key'][0].as_py()!r} occurs {twice['count_all'][0].as_py()} times; keys must be unique")
+    named = set(names["class"].to_pylist())
+    for key, label in zip(labels["key"].to_pylist(), labels["class"].to_pylist(), strict=True):
+        if label not in named:
+            raise ValueError(f"{where}: image {key!r} has class {label}, which has no name in any language; need a class of names.parquet")
+    if min(named) < 0:
+        raise ValueError(f"{where}: found class {min(named)} in the names; classes are numbered from 0")
+    if "" in pc.utf8_trim_whitespace(names["name"]).to_pylist():
+        raise ValueError(f"{where}: found an empty name; leave the row out where a class has no name")
+    check_languages(where, set(labels["class"].to_pylist()), names, groups, prompts)
+
+
+def check_languages(where: str, used: set[int], names: pa.Table, groups: Mapping[str, str], prompts: Mapping[str, Sequence[str]]) -> None:
+    """Errors: ValueError for an unknown code, a language that names no image, a setting for a language without names, or a prompt without {}."""
+    classes_of: dict[str, set[int]] = {}
+    for language, label in zip(names["language"].to_pylist(), names["class"].to_pylist(), strict=True):
+        classes_of.setdefault(language, set()).add(label)
+    for language, classes in classes_of.items():
+        languages.canonical(language)
+        if not classes & used:
+            raise ValueError(f"{where}: language {language!r} names no class that has an image; add names or leave the language out")
+    for setting, value in (("groups", groups), ("prompts", prompts)):
+        if without := sorted(set(value) - set(classes_of)):
+            raise ValueError(f"{where}: {setting} mention {without[0]!r}, which has no names; need one of {', '.join(sorted(classes_of)[:20])}")
+    for language, templates in prompts.items():
+        for template in templates or [""]:
+            if template.count("{}") != 1:
+                raise ValueError(f"{where}: prompt {template!r} of {language!r} has {template.count('{}')} places for the name; need one {{}}")
+
+
+def write_task_folder(
+    folder: str | Path,
+    name: str,
+    images: Iterable[tuple[str, bytes, int]],
+    names: Iterable[tuple[str, int, str]],
+    groups: Mapping[str, str] | None = None,
+    prompts: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Write a task that `TaskFolder` reads: images as (key, encoded file, class id), names as (language, class id, name).
+
+    Checked before anything is written; each file appears whole, task.json last. The same arguments give the same bytes.
+    """
+    folder, groups, prompts = Path(folder), dict(groups or {}), dict(prompts or {})
+    image_table = pa.Table.from_pylist([dict(zip(IMAGES_SCHEMA.names, row, strict=True)) for row in images], IMAGES_SCHEMA)
+    name_table = pa.Table.from_pylist([dict(zip(NAMES_SCHEMA.names, row, strict=True)) for row in names], NAMES_SCHEMA)
+    check_tables(f"task {name!r}", image_table, name_table, groups, prompts)
+    for file_name, table in (("images.parquet", image_table), ("names.parquet", name_table)):
+        with storage.atomic_write(folder / file_name) as file:
+            pq.write_table(table, file, row_group_size=1024)
+    storage.write_json(folder / "task.json", {"name": name, "groups": groups, "prompts": prompts})
