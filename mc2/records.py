@@ -18,9 +18,12 @@ DROP_REASONS = {
     "no_entry": "no metadata entry occurs in the caption",
     "no_captions": "the pair has no caption left",
     "no_image": "the pair has no image file",
-    "broken_image": "the image cannot be decoded",
+    "broken_image": "the image cannot be decoded (JPEG, PNG or WebP)",
+    "huge_image": "the image has more pixels than the limit",
     "broken_record": "the record's JSON or name cannot be read",
-    "truncated_tar": "the tar ends in the middle of a member; the members before it were used",
+    "duplicate_key": "an earlier pair of the same shard has this key",
+    "unreadable_tar": "the file is not a tar; nothing of it was used",
+    "truncated_tar": "the tar is cut off or damaged in the middle; the members before it were used",
     "balanced_away": "no entry of any caption drew success (offline balancing)",
 }
 

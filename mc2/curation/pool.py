@@ -1,0 +1,122 @@
+"""Pairs of an img2dataset tar, `<key>.jpg` + `<key>.txt` + `<key>.json` beside each other, as a crawl leaves it: with everything broken that can be.
+
+The captions of a pair are json["captions"] (a list of strings) if that key is there, else the text of `<key>.txt` as the only one. What cannot be used is
+counted under a name of `records.DROP_REASONS`.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from mc2.records import Pair
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_BLOCK_BYTES = 512
+
+
+def pool_shards(pool: str | Path) -> list[Path]:
+    """The tars of a pool, by name. Errors: ValueError if the folder is missing or has none."""
+    folder = Path(pool)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: the pool is not there; give a folder with img2dataset tars")
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise ValueError(f"{folder}: found no .tar in the pool, need img2dataset tars (00000.tar ...)")
+    return shards
+
+
+def read_pairs(path: Path, drops: Counter[str], images: bool = True) -> Iterator[Pair]:
+    """The pairs of a tar in its order, each with captions and an image; what is dropped is added to `drops`.
+
+    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one. Bytes of captions that are not UTF-8 come
+    as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself. Errors: OSError if the file cannot be opened.
+    """
+    seen: set[str] = set()
+    for key, files in _records(path, drops, images):
+        if key in seen:
+            drops["duplicate_key"] += 1
+            continue
+        seen.add(key)
+        pair = _pair(key, files)
+        if isinstance(pair, Pair):
+            yield pair
+        else:
+            drops[pair] += 1
+
+
+def _pair(key: str, files: dict[str, bytes]) -> Pair | str:
+    """A pair from its files by extension, or the reason why there is none."""
+    if not _is_utf8(key):
+        return "broken_record"
+    image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
+    if image is None:
+        return "no_image"
+    try:
+        captions = _captions(files)
+    except (ValueError, RecursionError):
+        return "broken_record"
+    return Pair(key, captions, image or None) if captions else "no_captions"
+
+
+def _captions(files: dict[str, bytes]) -> tuple[str, ...]:
+    """Errors: ValueError if the JSON cannot be read or its "captions" are no list of strings."""
+    record = json.loads(files["json"].decode("utf-8", "surrogateescape")) if "json" in files else {}
+    if not isinstance(record, dict):
+        raise ValueError("the record is no JSON object")  # noqa: TRY004  (the caller counts it)
+    if "captions" in record:
+        captions = record["captions"]
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError("captions are no list of strings")
+        return tuple(captions)
+    return (files["txt"].decode("utf-8", "surrogateescape"),) if "txt" in files else ()
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _records(path: Path, drops: Counter[str], images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Neighbouring members with the same key, as {extension: bytes}. The record in which a damaged tar breaks off is not used: nobody knows what it lacks."""
+    key, files = "", dict[str, bytes]()
+    try:
+        for member_key, extension, data in _members(path, images):
+            if files and member_key != key:
+                yield key, files
+                files = {}
+            key = member_key
+            files[extension] = data
+    except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers in a damaged header
+        drops["truncated_tar" if key else "unreadable_tar"] += 1
+    else:
+        if files:
+            yield key, files
+
+
+def _members(path: Path, images: bool) -> Iterator[tuple[str, str, bytes]]:
+    """(key, extension, bytes) of every file; the key is the name up to the first dot after the last slash, as webdataset splits it. Errors: tarfile.TarError."""
+    num_bytes = path.stat().st_size
+    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # tarfile keeps every member otherwise: memory that grows with the shard
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                continue
+            if member.offset_data + member.size > num_bytes:
+                raise tarfile.ReadError("unexpected end of data")
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            skip = not images and extension.lower() in IMAGE_EXTENSIONS
+            yield folder + slash + stem, extension.lower(), b"" if skip else _read(tar, member)
+        file.seek(tar.offset)
+        end = file.read(_BLOCK_BYTES)
+        if len(end) < _BLOCK_BYTES or any(end):  # tarfile takes damage in the middle for the end
+            raise tarfile.ReadError("no end mark")
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # a regular file
+    return file.read()
