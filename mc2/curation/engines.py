@@ -36,29 +36,36 @@ class LocalEngine:
 
     def map(self, name: str, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         results: dict[Item, Result] = {}
-        failures: dict[Item, Exception] = {}
+        failures: dict[Item, BaseException] = {}
         run = self._run_here if min(self.workers, len(items)) <= 1 else self._run_in_processes
         with _progress_bar(name, len(items), self.progress) as advance:
             for item, future in run(function, items):
-                advance()
-                try:
-                    results[item] = future()
-                except BrokenProcessPool as error:
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
                     raise ValueError(
                         f"{name}: a worker process died (killed, or out of memory?) after {len(results)} of {len(items)}; run the same line again, with fewer "
                         "workers if memory is short (finished work is kept)"
                     ) from error
-                except Exception as error:  # whatever it is, it belongs to this item alone
+                if error is None:
+                    results[item] = future.result()
+                else:
                     failures[item] = error
+                advance()
         if failures:
-            raise ShardErrors(name, {_label(item): failures[item] for item in items if item in failures}, len(items))
+            errors = {_label(item): failures[item] for item in items if item in failures}
+            raise ShardErrors(name, errors, len(items)) from next(iter(errors.values()))
         return [results[item] for item in items]
 
-    def _run_here(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Callable[[], Result]]]:
+    def _run_here(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Future[Result]]]:
         for item in items:
-            yield item, lambda item=item: function(item)
+            future: Future[Result] = Future()
+            try:
+                future.set_result(function(item))
+            except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this item alone)
+                future.set_exception(error)
+            yield item, future
 
-    def _run_in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Callable[[], Result]]]:
+    def _run_in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Future[Result]]]:
         method = (
             "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         )  # fork would copy the caller's threads' locks
@@ -68,7 +75,7 @@ class LocalEngine:
         try:
             item_of: dict[Future[Result], Item] = {pool.submit(function, item): item for item in items}
             for future in as_completed(item_of):
-                yield item_of[future], future.result
+                yield item_of[future], future
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -76,7 +83,7 @@ class LocalEngine:
 class ShardErrors(ValueError):
     """Some items failed. `failures` has the error of each by name; the message names all and shows the first error."""
 
-    def __init__(self, name: str, failures: dict[str, Exception], total: int) -> None:
+    def __init__(self, name: str, failures: dict[str, BaseException], total: int) -> None:
         self.failures = failures
         names = list(failures)
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

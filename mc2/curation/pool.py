@@ -101,7 +101,7 @@ def _members(path: Path, images: bool) -> Iterator[tuple[str, str, bytes]]:
     num_bytes = path.stat().st_size
     with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # tarfile keeps every member otherwise: memory that grows with the shard
+            vars(tar)["members"] = []  # tarfile keeps every member otherwise: memory that grows with the shard
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 continue
             if member.offset_data + member.size > num_bytes:
