@@ -1,0 +1,102 @@
+"""Two towers and the scale of their logits: images and captions into one space.
+
+Shapes: B pairs on this rank, H and W pixels, L tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mc2.model.text_tower import TextConfig, TextTower
+from mc2.model.vision_tower import VisionConfig, VisionTower
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """Everything that decides the shapes of a model. `mean` and `std` are of RGB in [0, 1]; the logit scale starts at `init_logit_scale`."""
+
+    embed_dim: int = 512
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    init_logit_scale: float = 1 / 0.07
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1 or self.init_logit_scale <= 0 or min(self.std) <= 0:
+            raise ValueError(
+                f"two towers: found embed_dim {self.embed_dim}, init_logit_scale {self.init_logit_scale}, std {self.std}, need all above 0"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TwoTowerConfig:
+        """The inverse of `to_json`. Errors: ValueError for keys or sizes that this version does not know."""
+        try:
+            plain = {**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])}
+            return cls(**{**plain, "vision": VisionConfig(**value["vision"]), "text": TextConfig(**value["text"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"two towers: the stored configuration is of another version ({error}); export the model again with this one"
+            ) from error
+
+
+class LogitScale(nn.Module):
+    """exp of a learned logarithm: a scalar.
+
+    A module of its own with a parameter of shape [1], because FSDP2 shards no scalars and this one must stay fp32 (in bf16 100 becomes 99).
+    """
+
+    def __init__(self, init: float) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor([math.log(init)]))
+
+    def forward(self) -> Tensor:
+        return self.log.exp().squeeze(0)
+
+
+class TwoTower(nn.Module):
+    """CLIP: a vision tower and a text tower that agree on matching pairs. Features are fp32 and of unit length."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config.vision, config.embed_dim)
+        self.text = TextTower(config.text, config.embed_dim)
+        self.logit_scale = LogitScale(config.init_logit_scale)
+        for name, values in (("pixel_mean", config.mean), ("pixel_std", config.std)):  # of 0 .. 255, as images arrive
+            self.register_buffer(name, 255.0 * torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def encode_image(self, image_B3HW: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, D). Errors: ValueError for another type or size."""
+        size = self.config.vision.image_size
+        if image_B3HW.dtype != torch.uint8 or image_B3HW.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"encode_image: found {image_B3HW.dtype} {tuple(image_B3HW.shape)}, need torch.uint8 (B, 3, {size}, {size}); "
+                "give preprocessing and vision tower one image_size"
+            )
+        return F.normalize(self.vision((image_B3HW - self.pixel_mean) / self.pixel_std).float(), dim=-1)
+
+    def encode_text(self, tokens_BL: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, D)."""
+        return F.normalize(self.text(tokens_BL).float(), dim=-1)
+
+    def forward(self, image_B3HW: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image features (B, D), text features (B, D), logit scale."""
+        return self.encode_image(image_B3HW), self.encode_text(tokens_BL), self.logit_scale()
