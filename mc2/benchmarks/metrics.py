@@ -41,12 +41,16 @@ def positive_ranks(query_QD: Tensor, candidate_KD: Tensor, pairs_P2: Tensor) -> 
     ranks = []
     for start in range(0, len(query_QD), block):
         scores_QK = query_QD[start : start + block] @ candidate_KD.T
-        first, last = torch.searchsorted(pairs_P2[:, 0].contiguous(), torch.tensor([start, start + len(scores_QK)], device=pairs_P2.device)).tolist()
+        first, last = torch.searchsorted(
+            pairs_P2[:, 0].contiguous(), torch.tensor([start, start + len(scores_QK)], device=pairs_P2.device)
+        ).tolist()
         query_P, candidate_P = (pairs_P2[first:last] - torch.tensor([start, 0], device=pairs_P2.device)).unbind(1)
         positive_QK = torch.full_like(scores_QK, -torch.inf)
         positive_QK[query_P, candidate_P] = scores_QK[query_P, candidate_P]
         best_Q, best_index_Q = positive_QK.max(dim=1, keepdim=True)  # the first of equal ones
-        behind_QK = (scores_QK < best_Q) | ((scores_QK == best_Q) & (index_K >= best_index_Q))  # the positive itself included; false for NaN
+        behind_QK = (scores_QK < best_Q) | (
+            (scores_QK == best_Q) & (index_K >= best_index_Q)
+        )  # the positive itself included; false for NaN
         ranks.append(num_candidates - behind_QK.sum(dim=1))
     return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64, device=query_QD.device)
 
@@ -66,6 +70,7 @@ def top_classes(image_ND: Tensor, class_CD: Tensor, k: int) -> tuple[Tensor, Ten
     class_CD = normalize(class_CD, dim=1)
     block = max(1, SCORES_AT_ONCE // max(1, len(class_CD)))
     parts: Sequence[tuple[Tensor, Tensor]] = [
-        torch.sort(normalize(image_BD, dim=1) @ class_CD.T, dim=1, descending=True, stable=True) for image_BD in image_ND.split(block)
+        torch.sort(normalize(image_BD, dim=1) @ class_CD.T, dim=1, descending=True, stable=True)
+        for image_BD in torch.split(image_ND, block)
     ]
     return torch.cat([scores[:, :k] for scores, _ in parts]), torch.cat([order[:, :k] for _, order in parts])

@@ -119,4 +119,6 @@ def parse_row(row: Mapping[str, str | None], where: str) -> Result:
             float(cell["seconds"]),
         )
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; need a share in value, whole numbers in num_samples and num_classes, seconds as a number") from error
+        raise ValueError(
+            f"{where}: {error}; need a share in value, whole numbers in num_samples and num_classes, seconds as a number"
+        ) from error

@@ -167,7 +167,9 @@ class TaskFolder(Task):
         to_image = metrics.positive_ranks(name_TD, image_ND, pairs.flip(1))[has_image]
         to_text = metrics.positive_ranks(image_ND, name_TD, pairs)
         for direction, ranks, num_candidates in (("t2i", to_image, len(image_ND)), ("i2t", to_text, len(name_TD))):
-            scores += [Score("retrieval", f"{direction}_r{k}", metrics.share_within(ranks, k), len(ranks), num_candidates) for k in (1, 5, 10)]
+            scores += [
+                Score("retrieval", f"{direction}_r{k}", metrics.share_within(ranks, k), len(ranks), num_candidates) for k in (1, 5, 10)
+            ]
         return scores
 
     def predictions(self, language: str, image_ND: Tensor, text_TD: Tensor, num_names: int) -> pa.Table:
@@ -186,7 +188,9 @@ class TaskFolder(Task):
             "score": score_NK.float().cpu().numpy().reshape(-1),
             "correct": position == label.repeat(num_ranks),
         }
-        return pa.table({name: pa.array(column).cast(PREDICTIONS_SCHEMA.field(name).type) for name, column in columns.items()}, PREDICTIONS_SCHEMA)
+        return pa.table(
+            {name: pa.array(column).cast(PREDICTIONS_SCHEMA.field(name).type) for name, column in columns.items()}, PREDICTIONS_SCHEMA
+        )
 
 
 def classifier(named: NamedClasses, text_TD: Tensor) -> Tensor:
@@ -216,13 +220,17 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
         table = pq.read_table(path, columns=list(columns or schema.names))
         table = table.cast(pa.schema([schema.field(name) for name in table.schema.names]))
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: not found; a task folder has task.json, images.parquet and names.parquet (mc2.benchmarks.tasks)") from error
+        raise ValueError(
+            f"{path}: not found; a task folder has task.json, images.parquet and names.parquet (mc2.benchmarks.tasks)"
+        ) from error
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not the parquet file it should be ({error}); need columns {', '.join(schema.names)}") from error
     missing = [name for name in columns or schema.names if name not in table.schema.names]
     nulls = [name for name in table.schema.names if table[name].null_count]
     if missing or nulls:
-        raise ValueError(f"{path}: column {(missing or nulls)[0]!r} {'is missing' if missing else 'has empty cells'}; need {', '.join(schema.names)}")
+        raise ValueError(
+            f"{path}: column {(missing or nulls)[0]!r} {'is missing' if missing else 'has empty cells'}; need {', '.join(schema.names)}"
+        )
     return table
 
 
@@ -232,7 +240,9 @@ def check_tables(where: str, labels: pa.Table, names: pa.Table, groups: Mapping[
         raise ValueError(f"{where}: found {len(labels)} images and {len(names)} names; need at least one of each")
     twice = labels.group_by("key").aggregate([([], "count_all")]).filter(pc.field("count_all") > 1)
     if len(twice):
-        raise ValueError(f"{where}: image key {twice['key'][0].as_py()!r} occurs {twice['count_all'][0].as_py()} times; keys must be unique")
+        raise ValueError(
+            f"{where}: image key {twice['key'][0].as_py()!r} occurs {twice['count_all'][0].as_py()} times; keys must be unique"
+        )
     named = set(names["class"].to_pylist())
     for key, label in zip(labels["key"].to_pylist(), labels["class"].to_pylist(), strict=True):
         if label not in named:
@@ -255,11 +265,15 @@ def check_languages(where: str, used: set[int], names: pa.Table, groups: Mapping
             raise ValueError(f"{where}: language {language!r} names no class that has an image; add names or leave the language out")
     for setting, value in (("groups", groups), ("prompts", prompts)):
         if without := sorted(set(value) - set(classes_of)):
-            raise ValueError(f"{where}: {setting} mention {without[0]!r}, which has no names; need one of {', '.join(sorted(classes_of)[:20])}")
+            raise ValueError(
+                f"{where}: {setting} mention {without[0]!r}, which has no names; need one of {', '.join(sorted(classes_of)[:20])}"
+            )
     for language, templates in prompts.items():
         for template in templates or [""]:
             if template.count("{}") != 1:
-                raise ValueError(f"{where}: prompt {template!r} of {language!r} has {template.count('{}')} places for the name; need one {{}}")
+                raise ValueError(
+                    f"{where}: prompt {template!r} of {language!r} has {template.count('{}')} places for the name; need one {{}}"
+                )
 
 
 def write_task_folder(

@@ -1,0 +1,165 @@
+"""Benchmarks in a Lightning run: every n steps and at the end of `fit`, and in `validate` and `test`.
+
+trainer:
+  callbacks:
+    - class_path: mc2.benchmarks.callbacks.MultilingualBenchmark
+      init_args:
+        tasks:
+          - class_path: mc2.benchmarks.tasks.TaskFolder
+            init_args: {folder: runs/quickstart/benchmarks/emoji}
+        every_n_steps: 200
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rich
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from mc2 import storage
+from mc2.benchmarks.encode import Encoder, Preprocessing
+from mc2.benchmarks.evaluate import Evaluation, common_languages, evaluate_task
+from mc2.benchmarks.results import Result, write_results
+from mc2.benchmarks.table import HEADLINES, results_table
+from mc2.benchmarks.tasks import Task
+
+LANGUAGES_IN_TERMINAL = 20
+
+
+class MultilingualBenchmark(Callback):
+    """Scores every task in every language, each image and text encoded once, all ranks at work.
+
+    Writes `results.csv` (and in `fit` one file per evaluated step, `results/step=N.csv` beside it), logs `<task>/<protocol>/<language>/<metric>` to every logger
+    (all metrics of the means, the headline metric of each language), makes the means available to `ModelCheckpoint(monitor=...)`, and prints a table at the end.
+    The module needs `encode_image` and `encode_text`, the data module `tokenizer` and `preprocess`. Weights, modes and random states stay as they were.
+    """
+
+    def __init__(
+        self,
+        tasks: list[Task],
+        every_n_steps: int | None = None,
+        batch_size: int = 256,
+        languages: list[str] | None = None,
+        results: str | None = None,
+        num_names: int = 0,
+    ) -> None:
+        """
+        Args:
+            tasks: what to score; names must differ.
+            every_n_steps: optimizer steps between two evaluations in `fit`; null: at its end only.
+            batch_size: images of one forward on one rank; a forward of texts is as large in tokens as 16 for each image.
+            languages: score only these; the protocol's name then says how many of the task's languages it has.
+            results: the CSV file; null: `results.csv` in the run's log folder.
+            num_names: answers to keep for each image in `predictions.parquet` beside the results; 0: no such file.
+        """
+        if not tasks or len({task.name for task in tasks}) < len(tasks):
+            raise ValueError(f"benchmarks: found tasks {[task.name for task in tasks]}; need at least one, with different names")
+        for name, value, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1), ("num_names", num_names, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"benchmarks: found {name} {value}, need {least} or more")
+        if unknown := sorted(set(languages or ()) - {language for task in tasks for language in task.languages}):
+            raise ValueError(f"benchmarks: no task has the language {unknown[0]!r}; leave it out")
+        self.tasks, self.every_n_steps, self.batch_size = tasks, every_n_steps, batch_size
+        self.languages = [task.languages if languages is None else common_languages(task, languages) for task in tasks]
+        self.results, self.num_names = results, num_names
+        self._evaluated_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
+        """Errors: ValueError for a module or a data module that cannot be evaluated, before anything is trained."""
+        encoder_and_data(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step > self._evaluated_step:  # once, not for every accumulated batch
+            results = self.evaluate(trainer, pl_module)
+            pl_module.log_dict(scalars(results, means_only=True), logger=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step that `every_n_steps` has just evaluated is not evaluated again, only shown."""
+        results = self._results if trainer.global_step == self._evaluated_step else self.evaluate(trainer, pl_module)
+        show(trainer, results)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:  # the validation inside `fit` has an interval of its own
+            self._evaluate_and_show(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluate_and_show(trainer, pl_module)
+
+    def _evaluate_and_show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        results = self.evaluate(trainer, pl_module)
+        pl_module.log_dict(scalars(results, means_only=True), logger=False, sync_dist=True)
+        show(trainer, results)
+
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> list[Result]:
+        """Score all tasks, write and log. Called on all ranks; returns the same on each."""
+        encoder, data = encoder_and_data(trainer, pl_module)
+        with evaluation_mode(pl_module), isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+            evaluations = [
+                evaluate_task(encoder, data, task, self.batch_size, pl_module.device, languages, self.num_names)
+                for task, languages in zip(self.tasks, self.languages, strict=True)
+            ]
+        results = [row for evaluation in evaluations for row in evaluation.results]
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective: read on all ranks
+        if trainer.is_global_zero:
+            self._write(Path(self.results) if self.results else folder / "results.csv", trainer, results, evaluations)
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars(results), step=trainer.global_step)
+        self._evaluated_step, self._results = trainer.global_step, results
+        return results
+
+    def _write(self, path: Path, trainer: Trainer, results: list[Result], evaluations: list[Evaluation]) -> None:
+        write_results(path, results)
+        if trainer.state.fn == TrainerFn.FITTING:
+            write_results(path.parent / "results" / f"step={trainer.global_step}.csv", results)
+        if self.num_names:
+            with storage.atomic_write(path.with_name("predictions.parquet")) as file:
+                pq.write_table(pa.concat_tables([evaluation.predictions for evaluation in evaluations]), file)
+
+
+def encoder_and_data(trainer: Trainer, pl_module: LightningModule) -> tuple[Encoder, Preprocessing]:
+    """The module and the data module, as a benchmark sees them. Errors: ValueError if they are not what it needs."""
+    datamodule: object = trainer.datamodule  # type: ignore[attr-defined]  # set by the Trainer, declared nowhere
+    if not isinstance(pl_module, Encoder):
+        raise ValueError(f"benchmarks: {type(pl_module).__name__} has no encode_image and encode_text; need both on the module")
+    if not isinstance(datamodule, Preprocessing):
+        raise ValueError(
+            f"benchmarks: found data module {type(datamodule).__name__}; need one with tokenizer and preprocess, such as ShardDataModule"
+        )
+    return pl_module, datamodule
+
+
+def scalars(results: Iterable[Result], means_only: bool = False) -> dict[str, float]:
+    """`<task>/<protocol>/<language>/<metric>` -> value: all metrics of the means, the headline metrics of the languages."""
+    return {
+        f"{row.task}/{row.protocol}/{row.language.replace(':', '-')}/{row.metric}": row.value
+        for row in results
+        if row.is_mean or (row.metric in HEADLINES and not means_only)
+    }
+
+
+def show(trainer: Trainer, results: Sequence[Result]) -> None:
+    """Print the table on the first rank."""
+    if trainer.is_global_zero:
+        rich.print(results_table(results, LANGUAGES_IN_TERMINAL).to_rich())
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """All submodules in eval mode; afterwards each in its own mode again (a frozen tower stays in eval mode)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
