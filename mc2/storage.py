@@ -177,6 +177,14 @@ class Stage:
         write_json(self.folder / "done.json", {"fingerprint": self.fingerprint, "results": dict(results)})
 
 
+def finished(folder: Path, name: str, command: str) -> JSON:
+    """`done.json` of a finished stage. Errors: ValueError with the command that has not been run."""
+    if not (folder / "done.json").exists() or read_json(folder / "inputs.json").get("stage") != name:
+        raise ValueError(f"{folder}: has no finished stage {name!r}; run `{command}` into this folder first")
+    done: JSON = read_json(folder / "done.json")
+    return done
+
+
 def check_inputs(folder: Path, found: JSON, need: JSON) -> None:
     """Errors: ValueError that names every input in which the folder's run differs from this one."""
     different = sorted(key for key in {*found, *need} if found.get(key) != need.get(key))

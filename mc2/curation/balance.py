@@ -7,7 +7,7 @@ q[e] = t / max(c[e], t) the probability of an entry. Everything above `Balance` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -128,13 +128,12 @@ class LanguageBalance:
 
 @dataclass(frozen=True)
 class Balance:
-    """Thresholds and probabilities of all languages; `summary` is what `balance.json` shows beside them (see `mc2.curation.stages`)."""
+    """Thresholds and probabilities of all languages that have a caption."""
 
     tail_share: float
     english_threshold: int
     english_rule: EnglishRule
     languages: Mapping[str, LanguageBalance]
-    summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def probabilities(self) -> dict[str, FloatArray]:
@@ -147,17 +146,26 @@ class Balance:
         folder = Path(folder)
         value = storage.read_json(folder / "balance.json")
         languages = {code: _read_language(folder / f"{code}.parquet", row) for code, row in value["languages"].items()}
-        return cls(value["tail_share"], value["english_threshold"], value["english_rule"], languages, value)
+        return cls(value["tail_share"], value["english_threshold"], value["english_rule"], languages)
 
-    def save(self, folder: Path, entries: Mapping[str, Sequence[str]]) -> None:
-        """Write `<language>.parquet` (id, entry, count, probability; the entries that occur, most frequent first) and `balance.json`, last."""
+    def save(
+        self,
+        folder: Path,
+        entries: Mapping[str, Sequence[str]],
+        expected_counts: Mapping[str, FloatArray] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write `<language>.parquet` (the entries that occur, most frequent first) and, last, `balance.json`.
+
+        `expected_counts`: per language the number of kept captions with each entry. `summary`: more for `balance.json`; its "languages" join ours.
+        """
         for code, language in self.languages.items():
-            _write_language(folder / f"{code}.parquet", language, entries[code])
-        rows = {
-            code: {**language.arithmetic(), **self.summary.get("languages", {}).get(code, {})} for code, language in self.languages.items()
-        }
+            _write_language(folder / f"{code}.parquet", language, entries[code], (expected_counts or {}).get(code))
+        summary = dict(summary or {})
+        rows = summary.pop("languages", {})
+        rows = {code: {**rows.get(code, {}), **self.languages[code].arithmetic()} for code in self.languages}
         rules = {"tail_share": self.tail_share, "english_threshold": self.english_threshold, "english_rule": self.english_rule}
-        storage.write_json(folder / "balance.json", {**self.summary, **rules, "languages": rows})
+        storage.write_json(folder / "balance.json", {**rules, **summary, "languages": rows})
 
 
 def balance_languages(
@@ -188,19 +196,19 @@ def balance_languages(
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
-def _write_language(path: Path, language: LanguageBalance, entries: Sequence[str]) -> None:
+def _write_language(path: Path, language: LanguageBalance, entries: Sequence[str], expected_counts: FloatArray | None) -> None:
     seen = np.flatnonzero(language.counts)
     seen = seen[np.argsort(-language.counts[seen], kind="stable")].astype(np.int32)
-    table = pa.table(
-        {
-            "id": seen,
-            "entry": pa.array([entries[i] for i in seen.tolist()], pa.string()),
-            "count": language.counts[seen],
-            "probability": language.entry_prob[seen],
-        }
-    )
+    columns = {
+        "id": seen,
+        "entry": pa.array([entries[i] for i in seen.tolist()], pa.string()),
+        "count": language.counts[seen],
+        "probability": language.entry_prob[seen],
+    }
+    if expected_counts is not None:
+        columns["expected_count"] = expected_counts[seen]
     with storage.atomic_write(path) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _read_language(path: Path, row: Mapping[str, Any]) -> LanguageBalance:

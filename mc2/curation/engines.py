@@ -31,6 +31,7 @@ class LocalEngine:
     def __init__(self, workers: int | None = None, progress: bool = True) -> None:
         self.workers = workers if workers is not None else os.cpu_count() or 1
         self.progress = progress
+        self._pool: ProcessPoolExecutor | None = None  # kept from one map to the next, with what the workers have loaded
         if self.workers < 1:
             raise ValueError(f"engine: found {workers} workers, need at least 1")
 
@@ -66,18 +67,22 @@ class LocalEngine:
             yield item, future
 
     def _run_in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Future[Result]]]:
-        method = (
-            "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        )  # fork would copy the caller's threads' locks
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(items)), multiprocessing.get_context(method), initializer=_leave_interrupt_to_the_caller
-        )
+        pool = self._pool = self._pool or _process_pool(self.workers)
+        item_of: dict[Future[Result], Item] = {pool.submit(function, item): item for item in items}
         try:
-            item_of: dict[Future[Result], Item] = {pool.submit(function, item): item for item in items}
             for future in as_completed(item_of):
                 yield item_of[future], future
-        finally:
+        except BaseException:  # Ctrl-C, or a worker that died
             pool.shutdown(cancel_futures=True)
+            self._pool = None
+            raise
+
+
+def _process_pool(workers: int) -> ProcessPoolExecutor:
+    method = (
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )  # fork would copy locks that the caller's threads hold
+    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_leave_interrupt_to_the_caller)
 
 
 class ShardErrors(ValueError):

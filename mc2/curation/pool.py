@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mc2 import storage
 from mc2.records import Pair
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -27,6 +28,11 @@ def pool_shards(pool: str | Path) -> list[Path]:
     if not shards:
         raise ValueError(f"{folder}: found no .tar in the pool, need img2dataset tars (00000.tar ...)")
     return shards
+
+
+def pool_fingerprint(shards: Sequence[Path]) -> str:
+    """Stands for the pool: names and sizes of its shards. Contents are not read, because a pool has terabytes."""
+    return storage.fingerprint([[shard.name, shard.stat().st_size] for shard in shards])
 
 
 def read_pairs(path: Path, drops: Counter[str], images: bool = True) -> Iterator[Pair]:
@@ -66,7 +72,7 @@ def _captions(files: dict[str, bytes]) -> tuple[str, ...]:
     """Errors: ValueError if the JSON cannot be read or its "captions" are no list of strings."""
     record = json.loads(files["json"].decode("utf-8", "surrogateescape")) if "json" in files else {}
     if not isinstance(record, dict):
-        raise ValueError("the record is no JSON object")  # noqa: TRY004  (the caller counts it)
+        raise ValueError("the record is no JSON object")
     if "captions" in record:
         captions = record["captions"]
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):

@@ -1,0 +1,158 @@
+"""The stage `match`: language and entries of every caption of a pool, one parquet for each shard.
+
+<shard>.parquet   `records.MATCHED_SCHEMA`; what was dropped before there was a caption is in the file's metadata under "drops"
+.automata/        a cache, safe to delete
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mc2 import storage
+from mc2.curation.engines import Engine, LocalEngine
+from mc2.curation.language_id import LanguageIdentifier, known_languages
+from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
+from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
+from mc2.metadata.entries import Metadata
+from mc2.records import MATCHED_SCHEMA
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How captions are judged. `min_score`: of the language identification. `max_characters`: a longer caption is dropped. `rule`: see `mc2.curation.match`."""
+
+    min_score: float = 0.0
+    max_characters: int = 10_000
+    rule: MatchRule = "mc2"
+
+
+class CaptionMatcher:
+    """Language and entries of a caption, or the reason of its drop. Matchers of languages are loaded when the first caption needs them."""
+
+    def __init__(self, metadata: Metadata, cache: Path, settings: MatchSettings) -> None:
+        self.metadata, self.cache, self.settings = metadata, cache, settings
+        self.identify = LanguageIdentifier(metadata.sha256, settings.min_score)
+        self._matchers: dict[str, Matcher] = {}
+
+    def __call__(self, caption: str) -> tuple[str, float, NDArray[np.int32], str | None]:
+        """(language, score, entry ids, drop)."""
+        drop = self._unreadable(caption)
+        language, score, ids = "", 0.0, np.zeros(0, np.int32)
+        if drop is None:
+            language, score, drop = self.identify(caption)
+        if drop is None:
+            ids = self._matcher(language)(caption)
+            drop = None if len(ids) else "no_entry"
+        return language, score, ids, drop
+
+    def _unreadable(self, caption: str) -> str | None:
+        if not caption.isascii():
+            try:
+                caption.encode()
+            except UnicodeEncodeError:
+                return "not_utf8"
+        if not caption.strip():
+            return "empty_caption"
+        return "long_caption" if len(caption) > self.settings.max_characters else None
+
+    def _matcher(self, language: str) -> Matcher:
+        if language not in self._matchers:
+            self._matchers[language] = load_matcher(self.cache, self.metadata, language, self.settings.rule)
+        return self._matchers[language]
+
+
+@lru_cache(maxsize=1)  # once per process
+def _caption_matcher(metadata: Path, fingerprint: str, cache: Path, settings: MatchSettings) -> CaptionMatcher:
+    opened = Metadata.open(metadata)
+    if opened.fingerprint != fingerprint:
+        raise ValueError(f"{metadata}: has changed under the running job; run `mc2 curate match` again into an empty folder")
+    return CaptionMatcher(opened, cache, settings)
+
+
+@dataclass(frozen=True)
+class BuildAutomaton:
+    """Puts the automaton of a language into the cache."""
+
+    metadata: Path
+    cache: Path
+    rule: MatchRule
+
+    def __call__(self, language: str) -> None:
+        build_automaton(self.cache, Metadata.open(self.metadata), language, self.rule)
+
+
+@dataclass(frozen=True)
+class MatchShard:
+    """Writes `<shard>.parquet` of a pool shard, unless it is there. Returns the drops by reason."""
+
+    metadata: Path
+    fingerprint: str
+    out: Path
+    settings: MatchSettings
+
+    def __call__(self, shard: Path) -> dict[str, int]:
+        path = self.out / f"{shard.stem}.parquet"
+        if not path.exists():
+            matcher = _caption_matcher(self.metadata, self.fingerprint, self.out / ".automata", self.settings)
+            drops: Counter[str] = Counter()
+            rows = [
+                (pair.key, index, *matcher(caption))
+                for pair in read_pairs(shard, drops, images=False)
+                for index, caption in enumerate(pair.captions)
+            ]
+            table = _matched_table(rows).replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items())))})
+            with storage.atomic_write(path) as file:
+                pq.write_table(table, file, compression="zstd")
+        return matched_drops(path)
+
+
+def _matched_table(rows: list[tuple[str, int, str, float, NDArray[np.int32], str | None]]) -> pa.Table:
+    keys, indices, codes, scores, entries, drops = zip(*rows, strict=True) if rows else ([],) * 6
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in entries])]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(offsets, np.concatenate([np.zeros(0, np.int32), *entries]))
+    columns = [pa.array(keys, pa.string()), pa.array(indices, pa.int32()), pa.array(codes, pa.string()), pa.array(scores, pa.float32())]
+    return pa.table([*columns, lists, pa.array(drops, pa.string())], schema=MATCHED_SCHEMA)
+
+
+def matched_drops(path: Path) -> dict[str, int]:
+    """Drops by reason of a matched shard: of pairs that gave no caption, and of captions."""
+    table = pq.read_table(path, columns=["drop"])
+    drops = Counter(json.loads(table.schema.metadata[b"drops"]))
+    drops.update(reason for reason in table["drop"].to_pylist() if reason is not None)
+    return dict(sorted(drops.items()))
+
+
+def run_match(
+    pool: str | Path, metadata: str | Path, out: str | Path, settings: MatchSettings | None = None, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Match every caption of a pool. Returns {"shards", "drops"}. Errors: ValueError for a missing pool or metadata, or a folder of another run."""
+    settings, engine, out = settings or MatchSettings(), engine or LocalEngine(), Path(out)
+    shards, opened = pool_shards(pool), Metadata.open(metadata)
+    inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **vars(settings)}
+    with storage.Stage(out, "match", inputs) as stage:
+        if not stage.done:
+            LanguageIdentifier(opened.sha256, settings.min_score)  # a wrong setting is one error, not one for each shard
+            languages = sorted(set(known_languages(opened.sha256).values()))
+            engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), languages)
+            drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings), shards)
+            stage.finish({"shards": len(shards), "drops": sum_drops(drops)})
+        return stage.results
+
+
+def sum_drops(drops: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The sum by reason, in the order of the reasons' names."""
+    total: Counter[str] = Counter()
+    for part in drops:
+        total.update(part)
+    return dict(sorted(total.items()))
