@@ -24,7 +24,8 @@ DROP_REASONS = {
     "duplicate_key": "an earlier pair of the same shard has this key",
     "unreadable_tar": "the file is not a tar; nothing of it was used",
     "truncated_tar": "the tar is cut off or damaged in the middle; the members before it were used",
-    "balanced_away": "no entry of any caption drew success (offline balancing)",
+    "balanced_away": "no entry of any caption drew success (balancing, off-line or in the loader)",
+    "other_language": "no caption is in one of the languages chosen for training",
 }
 
 

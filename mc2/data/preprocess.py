@@ -24,8 +24,8 @@ class BrokenImage(ValueError):
     """The bytes are no image that can be decoded: `broken_image` in records.DROP_REASONS."""
 
 
-class ImageTooLarge(ValueError):
-    """The header announces more pixels than allowed: `image_too_large` in records.DROP_REASONS."""
+class HugeImage(ValueError):
+    """The header announces more pixels than allowed: `huge_image` in records.DROP_REASONS."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,20 @@ class ImagePreprocess:
             raise ValueError(f"preprocess: found max_pixels {self.max_pixels}, need between 1 and {Image.MAX_IMAGE_PIXELS}")
 
     def open(self, data: bytes) -> Image.Image:
-        """The image with its header read and nothing decoded. Errors: BrokenImage, ImageTooLarge."""
+        """The image with its header read and nothing decoded. Errors: BrokenImage, HugeImage."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PIL warns of odd but readable files
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageTooLarge(f"image: {error}") from error
-        except Exception as error:  # PIL's readers raise whatever a broken header leads them to (struct.error, IndexError, SyntaxError, ...)
+            raise HugeImage(f"image: {error}") from error
+        except (
+            Exception
+        ) as error:  # PIL's readers raise whatever a broken header leads them to (struct.error, IndexError, SyntaxError, ...)
             raise BrokenImage(f"image: cannot be read ({error})") from error
         if image.width * image.height > self.max_pixels:
-            raise ImageTooLarge(f"image: found {image.width} x {image.height} pixels, need at most {self.max_pixels}")
+            raise HugeImage(f"image: found {image.width} x {image.height} pixels, need at most {self.max_pixels}")
         if not image.width * image.height:
             raise BrokenImage("image: has no pixels")
         return image

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from mc2 import __version__, storage
 # Ids that the form fixes on top of the pieces: pad in front, mask at the end.
 EXTRA_IDS = 2
 FIRST_PIECES = ["<unk>", "<s>", "</s>"]
-BYTE_PIECES = 256
 
 
 class Tokenizer:
@@ -68,7 +68,9 @@ def model_file(path: Path) -> Path:
     """The SentencePiece file that a path means. Errors: ValueError if there is none."""
     file = path / "tokenizer.model" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{file}: no tokenizer here; give a folder with tokenizer.model or a SentencePiece file (`mc2 tokenizer train` makes one)")
+        raise ValueError(
+            f"{file}: no tokenizer here; give a folder with tokenizer.model or a SentencePiece file (`mc2 tokenizer train` makes one)"
+        )
     return file
 
 
@@ -77,7 +79,9 @@ def _load(file: Path) -> sentencepiece.SentencePieceProcessor:
     if card.exists() and file.name == "tokenizer.model":
         found, need = storage.sha256_file(file), storage.read_json(card).get("sha256")
         if found != need:
-            raise ValueError(f"{file}: found SHA-256 {found[:12]}, need {str(need)[:12]} of {card.name}; copy both files again or train the tokenizer again")
+            raise ValueError(
+                f"{file}: found SHA-256 {found[:12]}, need {str(need)[:12]} of {card.name}; copy both files again or train the tokenizer again"
+            )
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
     except RuntimeError as error:
@@ -107,14 +111,13 @@ def train_tokenizer(
     The same captions in the same order give the same bytes. Errors: ValueError without captions or with a size that the characters do not fit in.
     """
     model = io.BytesIO()
-    sentences = _sentences(texts)
-    try:
-        first = next(sentences)
-    except StopIteration:
-        raise ValueError("tokenizer: no caption to train on; give shards or texts with at least one caption that is not empty") from None
+    sentences = (" ".join(text.split()) for text in texts if text.strip())
+    first = next(sentences, None)
+    if first is None:
+        raise ValueError("tokenizer: no caption to train on; give shards or texts with at least one caption that is not empty")
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_chain(first, sentences),
+            sentence_iterator=chain([first], sentences),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size - EXTRA_IDS,
@@ -127,7 +130,9 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"tokenizer: cannot be trained with vocab_size {vocab_size} ({' '.join(str(error).split())}); choose a larger vocab_size") from error
+        raise ValueError(
+            f"tokenizer: cannot be trained with vocab_size {vocab_size} ({' '.join(str(error).split())}); choose a larger vocab_size"
+        ) from error
     options = {"vocab_size": vocab_size, "character_coverage": character_coverage, "byte_fallback": byte_fallback}
     write_tokenizer(out, model.getvalue(), options)
     return Tokenizer(out)

@@ -1,0 +1,154 @@
+"""The Lightning data module over a folder of training shards: what an experiment's YAML says under `data`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+from lightning.pytorch import LightningDataModule
+
+from mc2 import languages as language_codes
+from mc2.curation.balance import Balance
+from mc2.data.batch import PairBatch
+from mc2.data.loader import BatchStream, Loader, Share
+from mc2.data.preprocess import ImagePreprocess
+from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons
+from mc2.data.shard_reader import ShardFolder, ShardReader, open_folder
+from mc2.data.shard_stream import Plan
+from mc2.data.tokenizer import Tokenizer
+
+
+class ShardDataModule(LightningDataModule):
+    """PairBatch after PairBatch from training shards, in an order that a seed fixes and a checkpoint resumes.
+
+    shards: folder of tars, ours or plain img2dataset ones. tokenizer: folder with tokenizer.model. balance: folder of the balance for on-line balancing
+    (None: every pair of every pass). batch_size: pairs on one rank. steps_per_epoch: batches of a virtual epoch; it only says when Lightning counts one.
+    languages: only captions of these (None: all; shards without language labels cannot be filtered).
+    shuffle_shards, shuffle_block: records are shuffled over this many shards at once, this many records of each.
+    lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of the workers and
+    ranks to come, and the order stays the same on another number of them.
+    cache_bytes: memory of each worker for records and decoded images of small data sets, kept over passes.
+    val_shards: folder whose first val_pairs pairs are the fixed validation set (as many as fill whole batches on every rank), or None for no validation.
+
+    Errors: ValueError at construction for settings and tokenizer, in `setup` for shards and balance, before the first step.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        tokenizer: str,
+        balance: str | None = None,
+        batch_size: int = 256,
+        steps_per_epoch: int = 500,
+        num_workers: int = 0,
+        seed: int = 0,
+        context_length: int = 77,
+        preprocess: ImagePreprocess = ImagePreprocess(),  # noqa: B008  (frozen)
+        languages: list[str] | None = None,
+        shuffle_shards: int = 8,
+        shuffle_block: int = 128,
+        lanes: int | None = None,
+        streams_per_lane: int | None = None,
+        cache_bytes: int = 0,
+        val_shards: str | None = None,
+        val_pairs: int = 1024,
+    ) -> None:
+        super().__init__()
+        least = {
+            "batch_size": (batch_size, 1),
+            "steps_per_epoch": (steps_per_epoch, 1),
+            "num_workers": (num_workers, 0),
+            "cache_bytes": (cache_bytes, 0),
+        }
+        for name, (value, minimum) in least.items():
+            if value < minimum:
+                raise ValueError(f"data: found {name} {value}, need at least {minimum}")
+        self.shards, self.balance, self.val_shards = shards, balance, val_shards
+        self.batch_size, self.steps_per_epoch, self.num_workers, self.seed = batch_size, steps_per_epoch, num_workers, seed
+        self.shuffle_shards, self.shuffle_block, self.cache_bytes, self.val_pairs = shuffle_shards, shuffle_block, cache_bytes, val_pairs
+        self.layout = {name: value for name, value in (("lanes", lanes), ("streams_per_lane", streams_per_lane)) if value is not None}
+        self.languages = None if languages is None else frozenset(language_codes.canonical(code) for code in languages)
+        if self.languages is not None and not self.languages:
+            raise ValueError("data: found an empty list of languages, need at least one; leave `languages` out for all")
+        self.preprocess, self.context_length = preprocess, context_length
+        self.tokenizer = Tokenizer(tokenizer, context_length)
+        self.vocab_size = self.tokenizer.vocab_size
+        self._folder: ShardFolder | None = None
+        self._maker = SampleMaker(preprocess, seed, None, self.languages)
+        self._train: Loader | None = None
+        self._val_drops: Counter[str] = Counter()
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Number of drops on this rank since the start of the process, by names of records.DROP_REASONS."""
+        return self._val_drops + (self._train.drops if self._train else Counter())
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self._folder is None:
+            self._folder = open_folder(self.shards)
+            probabilities = None if self.balance is None else Balance.load(self.balance).probabilities
+            self._maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages)
+
+    def train_dataloader(self) -> Loader:
+        """The one loader of the run: Lightning saves and restores its state."""
+        if self._train is None:
+            self._train = self.loader(*self._ranks(), pin_memory=self._pin_memory())
+        return self._train
+
+    def loader(self, rank: int, world_size: int, pin_memory: bool = False) -> Loader:
+        """A fresh loader of the training batches of one rank. Errors: ValueError for numbers of shards, ranks, workers and rows that do not fit."""
+        self.setup("fit")
+        assert self._folder is not None
+        layout = {"lanes": max(1, self.num_workers), "streams_per_lane": world_size, **self.layout}
+        plan = Plan(self._folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block, **layout)
+        reader = ShardReader(self._folder, self.cache_bytes)
+        batches = BatchStream(plan, Share(rank, world_size, self.batch_size), self._maker, self.tokenizer, reader)
+        return Loader(batches, self.steps_per_epoch, self.num_workers, self.layout, pin_memory)
+
+    def val_dataloader(self) -> FixedBatches | list[FixedBatches]:
+        """This rank's part of the fixed validation set, the same number of batches on every rank; nothing without `val_shards`."""
+        if self.val_shards is None:
+            return []
+        rank, world_size = self._ranks()
+        samples = list(islice(self._val_samples(open_folder(self.val_shards)), self.val_pairs))
+        rows = self.batch_size * world_size
+        if len(samples) < rows:
+            raise ValueError(
+                f"{self.val_shards}: found {len(samples)} usable pairs for validation, need at least {rows} (batch_size x ranks); lower batch_size or give more"
+            )
+        starts = range(rank * self.batch_size, len(samples) - rows + rank * self.batch_size + 1, rows)
+        batches = [collate(samples[start : start + self.batch_size], self.tokenizer) for start in starts]
+        return FixedBatches(batches)
+
+    def _val_samples(self, folder: ShardFolder) -> Iterator[Sample]:
+        reader = ShardReader(folder)
+        for name in folder.names:
+            for record in reader.read(name):
+                sample = self._maker.evaluate(record)
+                self._val_drops.update(drop_reasons(record, sample))
+                if isinstance(sample, Sample):
+                    yield sample
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self._train is not None:
+            self._train.close()
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _pin_memory(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+class FixedBatches:
+    """Batches in memory, the same in every validation. No DataLoader: there is nothing left to load."""
+
+    def __init__(self, batches: list[PairBatch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return iter(self._batches)

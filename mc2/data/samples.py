@@ -1,0 +1,97 @@
+"""A record of a shard becomes a sample of this pass: one caption drawn and balanced, the image decoded and cropped. B samples become a PairBatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mc2 import storage
+from mc2.curation.balance import FloatArray, draw_caption
+from mc2.data.batch import PairBatch
+from mc2.data.preprocess import BrokenImage, HugeImage, ImagePreprocess
+from mc2.data.shard_reader import Record, ShardReader
+from mc2.data.tokenizer import Tokenizer
+from mc2.records import PackedCaption
+
+
+class Sample(NamedTuple):
+    """One image, uint8 (3, H, W), with one caption."""
+
+    image: Tensor
+    text: str
+    language: str
+    key: str
+
+
+@dataclass(frozen=True)
+class SampleMaker:
+    """Draws and decodes. `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all).
+
+    Every choice is a keyed hash of (seed, pass, pair key).
+    """
+
+    preprocess: ImagePreprocess
+    seed: int
+    probabilities: Mapping[str, FloatArray] | None = None
+    languages: frozenset[str] | None = None
+
+    def draw(self, record: Record, epoch: int) -> PackedCaption | str:
+        """The caption of the record in this pass, or the reason why there is none."""
+        captions = record.captions
+        if not captions:
+            return record.drops[-1]
+        if self.languages is not None:
+            captions = tuple(caption for caption in captions if caption.language in self.languages)
+            if not captions:
+                return "other_language"
+        if self.probabilities is None:
+            return captions[int(storage.keyed_uniform(self.seed, "caption", epoch, record.key) * len(captions))]
+        index = draw_caption(record.key, captions, self.probabilities, self.seed, epoch)
+        return "balanced_away" if index is None else captions[index]
+
+    def train(self, record: Record, epoch: int, reader: ShardReader) -> Sample | str:
+        """A sample with a random crop, or the reason why there is none in this pass."""
+        caption = self.draw(record, epoch)
+        if isinstance(caption, str):
+            return caption
+        assert record.image is not None  # a record with captions has one
+        try:
+            image = record.image
+            if isinstance(image, bytes):
+                image = self.preprocess.decode(image)
+                reader.keep_decoded(record, image)
+            pixels = self.preprocess.train(image, storage.keyed_hash(self.seed, "crop", epoch, record.key))
+        except BrokenImage:
+            return "broken_image"
+        except HugeImage:
+            return "huge_image"
+        return Sample(pixels, caption.text, caption.language, record.key)
+
+    def evaluate(self, record: Record) -> Sample | str:
+        """A sample with the evaluation transform and the caption of pass 0, not balanced away, or the reason why there is none."""
+        caption = SampleMaker(self.preprocess, self.seed, None, self.languages).draw(record, 0)
+        if isinstance(caption, str):
+            return caption
+        assert isinstance(record.image, bytes)
+        try:
+            return Sample(self.preprocess.evaluate(record.image), caption.text, caption.language, record.key)
+        except BrokenImage:
+            return "broken_image"
+        except HugeImage:
+            return "huge_image"
+
+
+def drop_reasons(record: Record, sample: Sample | str) -> list[str]:
+    """Reasons to count for one visit of a record. One that has no captions has said why itself."""
+    return [*record.drops, sample] if isinstance(sample, str) and record.captions else list(record.drops)
+
+
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> PairBatch:
+    """The batch of B samples."""
+    tokens = tokenizer([sample.text for sample in samples])
+    images = torch.stack([sample.image for sample in samples])
+    return PairBatch(images, tokens, [sample.language for sample in samples], [sample.key for sample in samples])

@@ -1,0 +1,122 @@
+"""The order of training records: a function of (shards, seed, pass), dealt out in fixed canonical streams to ranks and workers.
+
+The shards of all passes stand in one endless row, each pass in an order of its own; stream j of S takes every S-th shard of the row, so that after any number
+of passes every shard was seen equally often, whatever S is. A stream reads up to `shuffle_shards` shards of a pass at once, a block of `shuffle_block`
+records of each, and yields the block in random order. A position is therefore four small numbers, and going back to it reads only the shards that are open.
+
+Lanes: global batch number t is taken from the streams of lane t mod `lanes`, the same number of records from each. Ranks share the streams of a lane, workers
+share the lanes: with any number of ranks that divides the streams of a lane, and of workers that divides the lanes, the global batches are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import NamedTuple
+
+import numpy as np
+
+from mc2 import storage
+from mc2.data.shard_reader import Record, ShardFolder
+
+
+class Position(NamedTuple):
+    """A place in a stream: pass over the data, window of shards in the pass, block in the window, records of the block that are used up."""
+
+    epoch: int = 0
+    window: int = 0
+    block: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the order depends on. Errors: ValueError for fewer shards than streams, with the numbers that work."""
+
+    folder: ShardFolder
+    seed: int
+    lanes: int = 1
+    streams_per_lane: int = 1
+    shuffle_shards: int = 8
+    shuffle_block: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "streams_per_lane", "shuffle_shards", "shuffle_block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data: found {name} {getattr(self, name)}, need at least 1")
+        if len(self.folder.names) < self.num_streams:
+            raise ValueError(
+                f"{self.folder.path}: found {len(self.folder.names)} shards for {self.num_streams} streams ({self.lanes} lanes, one for each worker, of {self.streams_per_lane} "
+                f"streams, one for each rank), need at least as many shards; use {self._advice()}, or pack into more shards"
+            )
+
+    @property
+    def num_streams(self) -> int:
+        return self.lanes * self.streams_per_lane
+
+    def _advice(self) -> str:
+        lanes = len(self.folder.names) // self.streams_per_lane
+        return f"at most {lanes} workers a rank" if lanes else f"at most {len(self.folder.names)} ranks with one worker each"
+
+    def identity(self) -> dict[str, int | str]:
+        """What a checkpoint notes of the order, plain values."""
+        return {
+            "shards": self.folder.fingerprint,
+            "seed": self.seed,
+            "shuffle_shards": self.shuffle_shards,
+            "shuffle_block": self.shuffle_block,
+            "lanes": self.lanes,
+            "streams_per_lane": self.streams_per_lane,
+        }
+
+    def windows(self, stream: int, epoch: int) -> list[list[str]]:
+        """The shards of a stream in one pass, in groups that are read at once, as equal as can be."""
+        order = storage.keyed_order(self.seed, "shards", epoch, self.folder.names)
+        own = order[(stream - epoch * len(order)) % self.num_streams :: self.num_streams]
+        groups = -(-len(own) // self.shuffle_shards)
+        return [own[len(own) * i // groups : len(own) * (i + 1) // groups] for i in range(groups)]
+
+    def block_order(self, stream: int, position: Position, num_records: int) -> list[int]:
+        """The order of the records of a block."""
+        place = f"{stream}/{position.window}/{position.block}"
+        draws = storage.keyed_uniforms(self.seed, "block", position.epoch, place, np.arange(num_records))
+        order: list[int] = np.argsort(draws, kind="stable").tolist()
+        return order
+
+    def lane_streams(self, batch: int, rank: int, world_size: int) -> range:
+        """The streams that a rank takes its rows of global batch number `batch` from."""
+        per_rank = self.streams_per_lane // world_size
+        first = batch % self.lanes * self.streams_per_lane + rank * per_rank
+        return range(first, first + per_rank)
+
+
+def stream_records(plan: Plan, stream: int, start: Position, read: Callable[[str], Iterator[Record]]) -> Iterator[tuple[Position, Record]]:
+    """The records of a stream from a position on, endlessly, each with the position behind it. Errors: ValueError if the shards hold no record at all."""
+    for epoch in count(start.epoch):
+        empty = True
+        for window, shards in enumerate(plan.windows(stream, epoch)):
+            if (epoch, window) < start[:2]:
+                continue
+            here = start if (epoch, window) == start[:2] else Position(epoch, window)
+            for step in _window_records(plan, stream, here, [read(shard) for shard in shards]):
+                empty = False
+                yield step
+        if empty and epoch > start.epoch:
+            raise ValueError(
+                f"{plan.folder.path}: the shards hold no record; need `<key>.jpg` with `<key>.json` or `<key>.txt` in the tars"
+            )
+
+
+def _window_records(plan: Plan, stream: int, start: Position, shards: list[Iterator[Record]]) -> Iterator[tuple[Position, Record]]:
+    used_up = start.block * plan.shuffle_block
+    for shard in shards:
+        next(islice(shard, used_up, used_up), None)
+    for block in count(start.block):
+        records = [record for shard in shards for record in islice(shard, plan.shuffle_block)]
+        if not records:
+            return
+        here = Position(start.epoch, start.window, block, start.offset if block == start.block else 0)
+        order = plan.block_order(stream, here, len(records))
+        for offset in range(here.offset, len(records)):
+            yield here._replace(offset=offset + 1), records[order[offset]]
