@@ -114,6 +114,10 @@ class BatchStream(IterableDataset[Delivery | str]):
             yield Delivery(collate(samples, self.tokenizer), {stream: streams[stream].position for stream in own}, dict(drops))
 
 
+def _as_it_is(delivery: Any) -> Any:
+    return delivery
+
+
 class Loader:
     """Batches of this rank; `len` is the virtual epoch, and the next epoch goes on where the last one ended.
 
@@ -148,6 +152,7 @@ class Loader:
             self._batches,
             batch_size=None,
             num_workers=self._num_workers,
+            collate_fn=_as_it_is,
             pin_memory=self._pin_memory,
             generator=torch.Generator().manual_seed(self._batches.plan.seed % 2**63),  # else a number is drawn from the model's generator
         )

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 # Formats that a pool really holds under its `.jpg`; PIL's others (EPS calls a program) are not opened.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO", "PPM")
-
-Box = tuple[float, float, float, float]
 
 
 class BrokenImage(ValueError):
@@ -79,18 +78,23 @@ class ImagePreprocess:
             raise BrokenImage("image: has no pixels")
         return image
 
-    def decode(self, data: bytes) -> Image.Image:
-        """The decoded image as training uses it: RGB, and a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop."""
+    def decode(self, data: bytes) -> Tensor:
+        """The decoded image as training uses it: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop."""
         image = self.open(data)
-        shrink = min(self._shortest_crop(image.width, image.height)) / self.image_size
-        image.draft("RGB", (math.ceil(image.width / max(shrink, 1)), math.ceil(image.height / max(shrink, 1))))
-        return _rgb(_decoded(image))
+        shrink = max(1.0, self._shortest_crop(image.width, image.height) / self.image_size)
+        image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        return torch.from_numpy(np.array(_rgb(_decoded(image))))
 
-    def train(self, image: bytes | Image.Image, seed: int) -> Tensor:
-        """A random crop drawn by the seed alone, resized bicubically; `image` is an encoded file or what `decode` made of it."""
+    def train(self, image: bytes | Tensor, seed: int) -> Tensor:
+        """A random crop drawn by the seed alone, resized bicubically; `image` is an encoded file or what `decode` made of it.
+
+        Resized by torch, within one level of PIL's result and twice as fast.
+        """
         picture = self.decode(image) if isinstance(image, bytes) else image
-        box = random_crop(picture.width, picture.height, self.scale, self.ratio, _uniforms(seed))
-        return _tensor(picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box))
+        left, top, right, bottom = random_crop(picture.shape[1], picture.shape[0], self.scale, self.ratio, _uniforms(seed))
+        crop = picture[top:bottom, left:right].permute(2, 0, 1)[None]
+        resized = functional.interpolate(crop, (self.image_size, self.image_size), mode="bicubic", antialias=True)
+        return resized[0].contiguous()
 
     def evaluate(self, image: bytes | Image.Image) -> Tensor:
         """The image as open_clip's evaluation transform sees it before it normalises.
@@ -110,10 +114,10 @@ class ImagePreprocess:
         x, y = picture.width / width, picture.height / height
         return _tensor(_rgb(picture).resize(size, Image.Resampling.BICUBIC, box=(left * x, top * y, right * x, bottom * y)))
 
-    def _shortest_crop(self, width: int, height: int) -> tuple[float, float]:
-        """Lower bounds of width and height of a random crop."""
+    def _shortest_crop(self, width: int, height: int) -> float:
+        """Lower bound of both edges of a random crop."""
         area = self.scale[0] * width * height
-        return min(width, math.sqrt(area * self.ratio[0])), min(height, math.sqrt(area / self.ratio[1]))
+        return min(width, height, math.sqrt(area * self.ratio[0]), math.sqrt(area / self.ratio[1]))
 
 
 def shortest_edge(width: int, height: int, size: int) -> tuple[int, int]:
@@ -123,7 +127,9 @@ def shortest_edge(width: int, height: int, size: int) -> tuple[int, int]:
     return int(size * width / height), size
 
 
-def random_crop(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], uniforms: Iterator[float]) -> Box:
+def random_crop(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], uniforms: Iterator[float]
+) -> tuple[int, int, int, int]:
     """left, top, right, bottom of a crop with area share and aspect ratio drawn uniformly (the ratio in its logarithm).
 
     RandomResizedCrop of torchvision: ten tries, then the largest centred crop with an allowed ratio.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mc2 import storage
@@ -30,7 +30,7 @@ class Record:
 
     key: str
     captions: tuple[PackedCaption, ...] = ()
-    image: bytes | Image.Image | None = None
+    image: bytes | Tensor | None = None
     drops: tuple[str, ...] = ()
     cached: bool = False
 
@@ -111,9 +111,9 @@ class ShardReader:
         file = self.folder.path / name
         return self._keep(name) if self._reserve(file.stat().st_size) else read_shard(file)
 
-    def keep_decoded(self, record: Record, image: Image.Image) -> None:
-        """Put the decoded image in the place of the encoded one, if the record stays in memory and there is room (4 bytes a pixel)."""
-        if record.cached and self._reserve(4 * image.width * image.height):
+    def keep_decoded(self, record: Record, image: Tensor) -> None:
+        """Put the decoded image in the place of the encoded one, if the record stays in memory and there is room."""
+        if record.cached and self._reserve(image.nbytes):
             record.image = image
 
     def _keep(self, name: str) -> Iterator[Record]:
