@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -45,9 +46,12 @@ def spaced_entry(entry: str, rule: MatchRule = "mc2") -> str:
     """The pattern that an entry is searched as."""
     start = "" if _needs_no_space(entry[0], rule) else " "
     end = "" if _needs_no_space(entry[-1], rule) else " "
-    return f"{start}{entry.translate(_SPACING) if rule == 'mc2' else entry}{end}"
+    if rule == "mc2" and not entry.isalnum():
+        entry = entry.translate(_SPACING)
+    return f"{start}{entry}{end}"
 
 
+@lru_cache(maxsize=2**16)  # few characters, many entries
 def _needs_no_space(character: str, rule: MatchRule) -> bool:
     if character.isascii():
         return character in string.punctuation

@@ -76,7 +76,7 @@ def _titles_by_language(titles: Mapping[str, Sequence[str]]) -> dict[str, list[s
     joined: dict[str, list[str]] = {}
     for code in sorted(titles):
         if isinstance(titles[code], str):
-            raise ValueError(f"metadata: found one string as the titles of {code!r}, need a list of strings")  # noqa: TRY004  (ValueError is our one kind)
+            raise ValueError(f"metadata: found one string as the titles of {code!r}, need a list of strings")
         joined.setdefault(languages.metadata_code(code), []).extend(titles[code])
     return joined
 

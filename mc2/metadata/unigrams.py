@@ -1,7 +1,7 @@
 """Unigrams from the frequency lists that wordfreq ships: 42 languages, at once, without a download.
 
 The published rule takes the top 10 % of all words of a Wikipedia, at most 251,465 (RECIPE 1.2). wordfreq's lists have that cut behind them: "small" has the
-words seen at least once in a million, about 30,000 a language, "large" (21 languages) at least once in a hundred million. A tenth of the small list would
+words seen at least once in a million, 30,000 to 60,000 a language, "large" (21 languages) at least once in a hundred million. A tenth of the small list would
 leave 3,000 words, so the fraction is 1 by default, and the cap is the published one.
 """
 

@@ -1,0 +1,179 @@
+"""`mc2 curate match | balance | pack | report | run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mc2.curation.balance import EnglishRule
+from mc2.curation.match import MatchRule
+from mc2.curation.pack_stage import Balancing
+
+
+def match(
+    pool: Path,
+    metadata: Path,
+    out: Path,
+    min_score: float = 0.0,
+    max_characters: int = 10_000,
+    rule: MatchRule = "mc2",
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Language and metadata entries of every caption.
+
+    Args:
+        pool: Folder of img2dataset tars (jpg + txt + json).
+        metadata: Folder of `mc2 metadata build`.
+        out: Folder to write; the same line again goes on where it stopped.
+        min_score: Captions whose language is less certain than this are dropped.
+        max_characters: Longer captions are dropped.
+        rule: "mc2", or "published" for the published rule, under which kana hardly ever match.
+        workers: Processes; one per core by default.
+        progress: Show progress bars.
+    """
+    from mc2.curation.engines import LocalEngine
+    from mc2.curation.match_stage import MatchSettings, run_match
+
+    results = run_match(pool, metadata, out, MatchSettings(min_score, max_characters, rule), LocalEngine(workers, progress))
+    print(
+        f"{out}: matched {results['shards']:,} shards; drops: {results['drops']}. Next: mc2 curate balance --matched {out} --metadata {metadata} --out ..."
+    )
+
+
+def balance(
+    matched: Path,
+    metadata: Path,
+    out: Path,
+    english_threshold: int = 170_000,
+    english_rule: EnglishRule = "paper",
+    tail_share: float | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Counts, thresholds and probabilities of the entries of all languages.
+
+    Args:
+        matched: Folder of `mc2 curate match`.
+        metadata: Folder of `mc2 metadata build`.
+        out: Folder to write; `balance.json` in it shows the arithmetic.
+        english_threshold: Captions an English entry needs to belong to the head. Published: 170,000 for a pool of 2.5 billion pairs, 20,000 for 400
+            million. A small pool needs a small one: the tail should hold 5 to 10 % of the matches.
+        english_rule: "paper": English gets its threshold from the tail share as all languages do. "published_code": English keeps `english_threshold`.
+        tail_share: Share of the matches that belongs to the tail; by default that of English at `english_threshold`. For pools without English.
+        workers: Processes; one per core by default.
+        progress: Show progress bars.
+    """
+    from mc2.curation.balance_stage import run_balance
+    from mc2.curation.engines import LocalEngine
+
+    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, LocalEngine(workers, progress))
+    total = value["total"]
+    print(
+        f"{out}: tail share {value['tail_share']:.2%}; {total['matched']:,} matched captions, {total['expected_captions']:,.0f} expected to be kept. "
+        f"Next: mc2 curate report --balance {out} --out ..."
+    )
+
+
+def pack(
+    pool: Path,
+    matched: Path,
+    balance: Path,
+    out: Path,
+    balanced: Balancing = "online",
+    seed: int = 0,
+    epoch: int = 0,
+    max_pixels: int = 64_000_000,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Training shards with the captions that matched.
+
+    Args:
+        pool: The pool that was matched.
+        matched: Folder of `mc2 curate match`.
+        balance: Folder of `mc2 curate balance`.
+        out: Folder to write: tars, indices, manifest.json.
+        balanced: "online": all matched captions are packed and the loader balances afresh each epoch. "offline": balanced now, once, into smaller shards.
+        seed: Keys the draws of offline balancing.
+        epoch: Keys the draws of offline balancing: the loader's choice in this epoch.
+        max_pixels: Images with more pixels are dropped.
+        workers: Processes; one per core by default.
+        progress: Show progress bars.
+    """
+    from mc2.curation.engines import LocalEngine
+    from mc2.curation.pack_stage import PackSettings, run_pack
+
+    manifest = run_pack(pool, matched, balance, out, PackSettings(balanced, seed, epoch, max_pixels), LocalEngine(workers, progress))
+    print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
+
+
+def report(balance: Path, out: Path, matched: Path | None = None, truth: Path | None = None, shards: Path | None = None) -> None:
+    """A table, report.json and report.png of what curation did.
+
+    Args:
+        balance: Folder of `mc2 curate balance`.
+        out: Folder to write.
+        matched: Folder of `mc2 curate match`; needed with `truth`.
+        truth: Parquet (key, caption_index, language) with the true language of captions, to see how often the language identification agrees.
+        shards: Folder of `mc2 curate pack`, to see what was packed.
+    """
+    from mc2.curation.report import write_report
+
+    write_report(balance, out, matched, truth, shards)
+    print(f"{out}: open report.png")
+
+
+def run(
+    pool: Path,
+    metadata: Path,
+    out: Path,
+    english_threshold: int = 170_000,
+    english_rule: EnglishRule = "paper",
+    tail_share: float | None = None,
+    balanced: Balancing = "online",
+    min_score: float = 0.0,
+    rule: MatchRule = "mc2",
+    seed: int = 0,
+    truth: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """All stages, into matched/, balance/, shards/ and curation/ of one folder.
+
+    Args:
+        pool: Folder of img2dataset tars (jpg + txt + json).
+        metadata: Folder of `mc2 metadata build`.
+        out: Folder to write; the same line again goes on where it stopped.
+        english_threshold: Captions an English entry needs to belong to the head (published: 170,000); small for a small pool.
+        english_rule: "paper" or "published_code", see `mc2 curate balance --help`.
+        tail_share: Share of the matches that belongs to the tail, for pools without English.
+        balanced: "online" or "offline", see `mc2 curate pack --help`.
+        min_score: Captions whose language is less certain than this are dropped.
+        rule: "mc2" or "published", see `mc2 curate match --help`.
+        seed: Keys the draws of offline balancing.
+        truth: Parquet with the true language of captions, for the report.
+        workers: Processes; one per core by default.
+        progress: Show progress bars.
+    """
+    from mc2.curation.balance_stage import run_balance
+    from mc2.curation.engines import LocalEngine
+    from mc2.curation.match_stage import MatchSettings, run_match
+    from mc2.curation.pack_stage import PackSettings, run_pack
+    from mc2.curation.report import write_report
+
+    engine = LocalEngine(workers, progress)
+    run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine)
+    run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine)
+    run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed), engine)
+    write_report(out / "balance", out / "curation", out / "matched", truth, out / "shards")
+    print(f"{out}: open curation/report.png; train on shards/ with balance/")
+
+
+def main(argv: list[str]) -> int:
+    """Run `mc2 curate ...`; argv begins with "curate"."""
+    from jsonargparse import auto_cli
+
+    components: Any = {"match": match, "balance": balance, "pack": pack, "report": report, "run": run}
+    auto_cli(components, args=argv[1:], prog="mc2 curate", as_positional=False, description="From a raw pool to balanced training shards.")
+    return 0

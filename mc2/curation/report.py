@@ -1,0 +1,151 @@
+"""What curation did to a pool: a table in the terminal, `report.json` and `report.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mc2 import languages, storage
+from mc2.curation.report_figure import draw_figure
+
+NOT_IDENTIFIED = ("empty_caption", "not_utf8", "long_caption")  # drops before the language identification
+
+
+def write_report(
+    balance: str | Path,
+    out: str | Path,
+    matched: str | Path | None = None,
+    truth: str | Path | None = None,
+    shards: str | Path | None = None,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Write `report.json` and `report.png`, and print the table. Returns what `report.json` holds.
+
+    Args:
+        balance: Folder of `mc2 curate balance`.
+        out: Folder of the report.
+        matched: Folder of `mc2 curate match`; needed for `truth`.
+        truth: Parquet (key, caption_index, language, ...) with the true language of captions; empty where a caption has none.
+        shards: Folder of `mc2 curate pack`: adds what was really packed.
+        show: Print the table.
+
+    Errors: ValueError for a folder whose stage has not finished.
+    """
+    balance, out = Path(balance), Path(out)
+    storage.finished(balance, "balance", "mc2 curate balance")
+    report: dict[str, Any] = storage.read_json(balance / "balance.json")
+    for code, row in report["languages"].items():
+        row["name"] = languages.name(code)
+        row["tail_share"] = row["tail_matches"] / row["matches"] if row["matches"] else None
+    if truth is not None:
+        if matched is None:
+            raise ValueError("report: found a truth without matched captions, need both; give the folder of `mc2 curate match`")
+        _add_agreement(report, Path(matched), Path(truth))
+    if shards is not None:
+        _add_packed(report, Path(shards))
+    storage.write_json(out / "report.json", report)
+    draw_figure(report, balance, out / "report.png")
+    if show:
+        print_table(report)
+    return report
+
+
+def _add_packed(report: dict[str, Any], shards: Path) -> None:
+    storage.finished(shards, "pack", "mc2 curate pack")
+    manifest = storage.read_json(shards / "manifest.json")
+    for code, row in report["languages"].items():
+        row["packed_captions"] = sum(shard["captions"].get(code, 0) for shard in manifest["shards"])
+    report["total"]["packed_captions"] = sum(row["packed_captions"] for row in report["languages"].values())
+    report["total"]["packed_pairs"] = sum(shard["num_pairs"] for shard in manifest["shards"])
+    report["drops"] = manifest["drops"]
+
+
+# --- agreement of the language identification with the truth ------------------------------------------------------------
+
+
+def _add_agreement(report: dict[str, Any], matched: Path, truth: Path) -> None:
+    """Per true language the number of its captions and the share that was identified as it; macro: the unweighted mean over languages."""
+    storage.finished(matched, "match", "mc2 curate match")
+    rows = language_agreement(matched, truth)
+    for code, (number, share) in rows.items():
+        report["languages"].setdefault(code, {"name": languages.name(code), "captions": 0, "matched": 0}).update(
+            {"true_captions": number, "id_agreement": share}
+        )
+    total = sum(number for number, _ in rows.values())
+    report["total"]["true_captions"] = total
+    report["total"]["id_agreement"] = sum(number * share for number, share in rows.values()) / total if total else None
+    report["total"]["id_agreement_macro"] = sum(share for _, share in rows.values()) / len(rows) if rows else None
+
+
+def language_agreement(matched: Path, truth: Path) -> dict[str, tuple[int, float]]:
+    """True metadata language -> (captions with this truth that were looked at, share identified as this language)."""
+    try:
+        true = pq.read_table(truth, columns=["key", "caption_index", "language"])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{truth}: cannot be read as a truth, a parquet with key, caption_index and language ({error})") from error
+    true = true.filter(pc.not_equal(pc.fill_null(true["language"], ""), ""))
+    codes = {code: languages.metadata_code(code) for code in pc.unique(true["language"]).to_pylist()}
+    true = true.set_column(2, "truth", pa.array([codes[code] for code in true["language"].to_pylist()], pa.string()))
+    true = true.set_column(1, "caption_index", true["caption_index"].cast(pa.int32()))
+    found = pa.concat_tables(
+        pq.read_table(path, columns=["key", "caption_index", "language", "drop"]) for path in sorted(matched.glob("*.parquet"))
+    )
+    found = found.filter(pc.invert(pc.is_in(found["drop"], pa.array(NOT_IDENTIFIED))))
+    both = found.join(true, ["key", "caption_index"], join_type="inner")
+    right = pc.and_(pc.equal(both["language"], both["truth"]), pc.or_kleene(pc.is_null(both["drop"]), pc.equal(both["drop"], "no_entry")))
+    sums = both.append_column("right", right.cast(pa.int64())).group_by("truth").aggregate([("right", "sum"), ("right", "count")])
+    values = zip(sums["truth"].to_pylist(), sums["right_count"].to_pylist(), sums["right_sum"].to_pylist(), strict=True)
+    return {code: (number, total / number) for code, number, total in sorted(values)}
+
+
+# --- the table ----------------------------------------------------------------------------------------------------------
+
+# heading, key in the row of a language, format
+COLUMNS = (
+    ("captions", "captions", ",d"),
+    ("id agrees", "id_agreement", ".1%"),
+    ("matched", "matched", ",d"),
+    ("matches", "matches", ",d"),
+    ("tail share", "tail_share", ".1%"),
+    ("threshold", "threshold", ",d"),
+    ("head entries", "head_entries", ",d"),
+    ("kept (expected)", "expected_captions", ",.0f"),
+    ("pairs an epoch", "expected_pairs", ",.0f"),
+    ("packed", "packed_captions", ",d"),
+)
+
+
+def print_table(report: Mapping[str, Any], max_rows: int = 40) -> None:
+    """The languages with the most captions, and the sums."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = sorted(report["languages"].items(), key=lambda item: (-item[1].get("captions", 0), item[0]))
+    columns = [column for column in COLUMNS if any(column[1] in row for _, row in rows)]
+    table = Table(
+        title=_title(report), caption=_footer(report, len(rows) - max_rows), show_footer=True, title_justify="left", caption_justify="left"
+    )
+    table.add_column("language", "all")
+    for heading, key, spec in columns:
+        table.add_column(heading, _cell(report["total"].get(key), spec), justify="right")
+    for code, row in rows[:max_rows]:
+        table.add_row(f"{code} {row['name']}", *(_cell(row.get(key), spec) for _, key, spec in columns))
+    Console().print(table)
+
+
+def _cell(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    return f"Curation: tail share p = {report['tail_share']:.2%} of the matches, English threshold {report['english_threshold']:,} ({report['english_rule']})"
+
+
+def _footer(report: Mapping[str, Any], hidden: int) -> str:
+    drops = ", ".join(f"{reason} {number:,}" for reason, number in report["drops"].items()) or "none"
+    return f"{f'{hidden} more languages in report.json. ' if hidden > 0 else ''}Drops: {drops}."
