@@ -126,7 +126,7 @@ class TaskFolder(Task):
         self.folder = Path(folder)
         description = storage.read_json(self.folder / "task.json")
         labels = read_table(self.folder / "images.parquet", IMAGES_SCHEMA, ["key", "class"])
-        names = read_table(self.folder / "names.parquet", NAMES_SCHEMA)
+        names = read_table(self.folder / "names.parquet", NAMES_SCHEMA, NAMES_SCHEMA.names)
         if not isinstance(description, dict) or not isinstance(description.get("name"), str):
             raise ValueError(f'{self.folder / "task.json"}: found no "name"; need {{"name": ..., "groups": {{}}, "prompts": {{}}}}')
         groups, prompts = description.get("groups", {}), description.get("prompts", {})
@@ -143,7 +143,7 @@ class TaskFolder(Task):
                 last = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < last:
                     part = file.read_row_group(group, columns=["image"])["image"]
-                    yield from (value.as_py() for value in part.slice(max(start - first, 0), min(stop, last) - max(start, first)))
+                    yield from (value.as_py() or b"" for value in part.slice(max(start - first, 0), min(stop, last) - max(start, first)))
                 first = last
 
     def texts(self, language: str) -> Sequence[str]:
@@ -214,23 +214,23 @@ def named_classes(names: pa.Table, language: str, prompts: Sequence[str]) -> Nam
     return NamedClasses.build(list(zip(rows["class"].to_pylist(), rows["name"].to_pylist(), strict=True)), prompts)
 
 
-def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """A parquet file's columns as the schema has them. Errors: ValueError for a file that is missing, broken, lacks a column or has nulls."""
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a parquet file that must have all of the schema's. Errors: ValueError for a file that is missing, broken, or has empty cells."""
     try:
-        table = pq.read_table(path, columns=list(columns or schema.names))
-        table = table.cast(pa.schema([schema.field(name) for name in table.schema.names]))
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in schema.names if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{path}: has no column {missing[0]!r}; need {', '.join(schema.names)}")
+            table = file.read(columns=columns).select(columns).cast(pa.schema([schema.field(name) for name in columns]))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path}: not found; a task folder has task.json, images.parquet and names.parquet (mc2.benchmarks.tasks)"
+            f"{path}: not found; a task folder has task.json, images.parquet and names.parquet (see mc2.benchmarks.tasks)"
         ) from error
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: not the parquet file it should be ({error}); need columns {', '.join(schema.names)}") from error
-    missing = [name for name in columns or schema.names if name not in table.schema.names]
-    nulls = [name for name in table.schema.names if table[name].null_count]
-    if missing or nulls:
-        raise ValueError(
-            f"{path}: column {(missing or nulls)[0]!r} {'is missing' if missing else 'has empty cells'}; need {', '.join(schema.names)}"
-        )
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not the parquet file it should be ({reason}); need columns {', '.join(schema.names)}") from error
+    if any(column.null_count for column in table.columns):
+        raise ValueError(f"{path}: has empty cells; need {', '.join(columns)} in every row")
     return table
 
 
