@@ -51,6 +51,10 @@ class Tokenizer:
         text: str = self.pieces.decode([i - 1 for i in ids if self.unk_id < i < self.mask_id])
         return text
 
+    def is_spelt(self, piece: int) -> bool:
+        """Whether an id stands for a character without a piece of its own: one of its bytes, or unk."""
+        return piece == self.unk_id or self.pieces.is_byte(piece - 1)
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """int32 (B, L)."""
         keep = self.context_length - 2
