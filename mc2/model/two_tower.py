@@ -65,7 +65,7 @@ class LogitScale(nn.Module):
         self.log = nn.Parameter(torch.tensor([math.log(init)]))
 
     def forward(self) -> Tensor:
-        return self.log.exp().squeeze(0)
+        return self.log.squeeze(0).exp()  # in this order: FSDP2 wants no view as output
 
 
 class TwoTower(nn.Module):
@@ -99,4 +99,5 @@ class TwoTower(nn.Module):
 
     def forward(self, image_B3HW: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (B, D), text features (B, D), logit scale."""
-        return self.encode_image(image_B3HW), self.encode_text(tokens_BL), self.logit_scale()
+        # by the class, because FSDP2 replaces the instance's encode_* by forms that gather weights, which forward has done already
+        return TwoTower.encode_image(self, image_B3HW), TwoTower.encode_text(self, tokens_BL), self.logit_scale()

@@ -1,0 +1,134 @@
+"""`mc2 fit | validate | test | predict`: LightningCLI with the defaults of this project and errors in one line.
+
+A run lives in `trainer.default_root_dir`: config.yaml (replays fit, validate, test and predict), checkpoints/, TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mc2.training.checkpoints import Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
+from mc2.training.module import ContrastiveModule
+from mc2.training.preemption import Preemption
+from mc2.training.ranking import RankingTrainer
+from mc2.training.telemetry import Telemetry
+
+# Lightning's own defaults train for 1000 epochs, count validation inside epochs, and keep tensors of inference mode that training cannot touch (NCCL).
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/default",
+    "max_epochs": -1,
+    "max_steps": -1,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 1000,
+    "log_every_n_steps": 10,
+    "inference_mode": False,
+    "use_distributed_sampler": False,
+}
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """config.yaml in the run folder, written by `fit` only: evaluating a run does not change what it was."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class Commands(LightningCLI):
+    """The parser and the objects of one command line."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Preemption, "preemption")
+        parser.add_lightning_class_args(Telemetry, "telemetry")
+        for source, target in (
+            ("vocab_size", "text.vocab_size"),
+            ("context_length", "text.context_length"),
+        ):  # the tokenizer's, so never in YAML
+            parser.link_arguments(f"data.{source}", f"model.init_args.towers.{target}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # always the list that `main` got
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let hyper-parameters inside a checkpoint overrule YAML and command line, and read the whole file for it."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The run folder is the log folder: no version_0 below it, so that a resumed run goes on in the same TensorBoard run."""
+        run = self._get(self.config_init, "trainer")["default_root_dir"]
+        if self._get(self.config_init, "trainer")["logger"] in (None, True):
+            kwargs["logger"] = TensorBoardLogger(save_dir=run, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Settle which checkpoint is meant, and refuse what cannot work before anything is started."""
+        settings = self.config_init[self.subcommand]
+        run = self.trainer.default_root_dir
+        path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
+        if path is None and self.subcommand != "fit":
+            raise ValueError(
+                f"--ckpt_path: found {settings['ckpt_path']}, need a checkpoint to {self.subcommand}, such as {checkpoint_folder(run)}/last.ckpt"
+            )
+        if settings["ckpt_path"] is None and checkpoints_by_step(checkpoint_folder(run)):
+            raise ValueError(
+                f"{run}: holds checkpoints of another run; go on with --ckpt_path last, or give another --trainer.default_root_dir"
+            )
+        if path is not None and isinstance(self.model, ContrastiveModule):
+            check_checkpoint(path, self.model.tower_config.to_json())
+        settings["ckpt_path"] = None if path is None else str(path)
+
+
+def one_line(message: str) -> str:
+    """jsonargparse's message of several lines, with its lists of all keys and its advice to see the help, as one line that says what is wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("Did you mean", "Accepted", "tip:"))] or lines
+    return re.sub(r"\s+", " ", " ".join(kept))
+
+
+def command_line(argv: list[str]) -> Commands:
+    """Parse, build everything and run. Errors: ArgumentError of jsonargparse, ValueError."""
+    quiet = {"exit_on_error": False}
+    return Commands(
+        LightningModule,
+        LightningDataModule,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_class=RankingTrainer,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        parser_kwargs={**quiet, **{name: dict(quiet) for name in Commands.subcommands()}},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=argv,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 if the work is done, 128 + signal after SIGTERM and SIGUSR1. Errors: ValueError in one line; KeyboardInterrupt after Ctrl-C."""
+    try:
+        commands = command_line(argv)
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error))) from error
+    except SystemExit as error:  # Lightning turns an interrupt into exit status 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    return stop_status(commands.trainer)
+
+
+def stop_status(trainer: Trainer) -> int:
+    """How the run ended. Errors: KeyboardInterrupt if Ctrl-C ended it."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector, declared nowhere
+    received = max((callback.received for callback in callbacks if isinstance(callback, Preemption)), default=0)
+    if received == signal.SIGINT:
+        raise KeyboardInterrupt
+    return 128 + received if received else 0

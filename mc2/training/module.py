@@ -1,0 +1,121 @@
+"""The Lightning module: two towers trained to agree on matching pairs. Shapes: B pairs on this rank, N images, M texts, L tokens, D embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mc2.data.batch import PairBatch
+from mc2.model.loss import ContrastiveLoss
+from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
+from mc2.training.parallel import FSDP2Strategy, mixed_precision, shard
+
+
+class Ranking(NamedTuple):
+    """Images and the texts to rank for each of them: uint8 (N, 3, H, W) and token ids (M, L)."""
+
+    image: Tensor
+    tokens: Tensor
+
+
+class ContrastiveModule(LightningModule):
+    """Two towers trained to agree on matching pairs.
+
+    Logs train/loss and val/loss (nats per pair, mean over ranks; this rank's rows against all columns), train/logit_scale and train/lr. After each step the
+    logit scale is brought back into [1, max_logit_scale]. The loss sees the pairs of one batch on all ranks: gradient accumulation, which would silently
+    leave out the other micro-batches' pairs, is refused.
+    """
+
+    def __init__(
+        self,
+        towers: TwoTowerConfig,
+        loss: ContrastiveLoss | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  (frozen)
+        max_logit_scale: float = 100.0,
+    ) -> None:
+        super().__init__()
+        if max_logit_scale <= 1:
+            raise ValueError(f"model.max_logit_scale: found {max_logit_scale}, need a number above 1")
+        self.tower_config, self.optimizer_config, self.max_logit_scale = towers, optimizer, max_logit_scale
+        self.loss = loss or ContrastiveLoss()
+
+    def configure_model(self) -> None:
+        if "towers" in self._modules:  # runs once per stage (fit, validate, ...): only the first call may build and shard
+            return
+        self.towers = TwoTower(self.tower_config)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDP2Strategy):
+            shard(self.towers, strategy.mesh, mixed_precision(str(self.trainer.precision)))
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, need 1 (pairs of other micro-batches would be "
+                "no negatives); use a larger batch or more processes"
+            )
+        if stage == "fit" and self.trainer.max_steps < 1:
+            raise ValueError(f"trainer.max_steps: found {self.trainer.max_steps}, need the number of steps, which the schedule ends at")
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        fused = not self.trainer.gradient_clip_val  # Lightning refuses to clip for a fused optimizer under autocast
+        optimizer, schedule = build_optimizer(self, self.optimizer_config, self.trainer.max_steps, fused)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        clamp_log_scale(self.towers.logit_scale.log, self.max_logit_scale)
+
+    def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss of this rank, image features (B, D), text features (B, D), logit scale."""
+        image_BD, text_BD, logit_scale = self.towers(batch.image, batch.tokens)
+        return self.loss(image_BD, text_BD, logit_scale), image_BD, text_BD, logit_scale
+
+    def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
+        loss: Tensor
+        loss, _, _, logit_scale = self(batch)
+        self.log("train/loss", loss.detach(), sync_dist=True, prog_bar=True, batch_size=len(batch.image))
+        self.log("train/logit_scale", logit_scale.detach(), batch_size=len(batch.image))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch.image))
+        return loss
+
+    def validation_step(self, batch: PairBatch, batch_index: int) -> None:  # noqa: ARG002
+        self._log_loss("val/loss", batch)
+
+    def test_step(self, batch: PairBatch, batch_index: int) -> None:  # noqa: ARG002
+        self._log_loss("test/loss", batch)
+
+    def _log_loss(self, name: str, batch: PairBatch) -> None:
+        if len(batch.image):  # a batch without pairs stands for a data module without a validation set: benchmarks (callbacks) run alone
+            self.log(name, self(batch)[0], sync_dist=True, prog_bar=True, batch_size=len(batch.image))
+
+    def predict_step(self, batch: Ranking, batch_index: int) -> Tensor:  # noqa: ARG002
+        """Probability of each text for each image, (N, M): softmax over the texts of logit scale x cosine."""
+        cosine_NM = self.encode_image(batch.image) @ self.encode_text(batch.tokens).T
+        probability_NM: Tensor = (self.towers.logit_scale() * cosine_NM).softmax(dim=1)
+        return probability_NM
+
+    def encode_image(self, image_B3HW: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> fp32 features of unit length, (B, D). Under FSDP2 all ranks must call it equally often."""
+        image_BD: Tensor = self.towers.encode_image(image_B3HW)
+        return image_BD
+
+    def encode_text(self, tokens_BL: Tensor) -> Tensor:
+        """Token ids (B, L) -> fp32 features of unit length, (B, D). Under FSDP2 all ranks must call it equally often."""
+        text_BD: Tensor = self.towers.encode_text(tokens_BL)
+        return text_BD
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["towers"] = self.tower_config.to_json()  # export and the check before loading need nothing but the checkpoint

@@ -1,0 +1,69 @@
+"""`mc2 predict`: which of the given texts fits each image file best. Shapes: N images, M texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import rich
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.table import Table
+from torch import Tensor
+
+from mc2.training.module import Ranking
+
+
+def read_images(paths: Sequence[str], preprocess: Any) -> Tensor:
+    """uint8 (N, 3, H, W). Errors: ValueError that names a file which is missing or no image."""
+    images = []
+    for path in paths:
+        try:
+            images.append(preprocess.evaluate(Path(path).read_bytes()))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--images: found no readable image at {path} ({error}); need a JPEG, PNG or WebP file") from error
+    return torch.stack(images)
+
+
+def ranking_table(image: str, texts: Sequence[str], probability_M: Tensor) -> Table:
+    """The texts of one image, best first."""
+    table = Table(title=image, title_justify="left")
+    table.add_column("probability", justify="right")
+    table.add_column("text")
+    for index in probability_M.argsort(descending=True).tolist():
+        table.add_row(f"{probability_M[index]:.1%}", texts[index])
+    return table
+
+
+class RankingTrainer(Trainer):
+    """Lightning's Trainer, whose `predict` takes image files and texts from the command line."""
+
+    def predict(  # type: ignore[override]  # another command than Lightning's: image files and texts in, a table out
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        images: list[str],
+        texts: list[str],
+        ckpt_path: str | None = None,
+    ) -> Tensor:
+        """Rank the texts for each image file.
+
+        Args:
+            model: the module that the checkpoint belongs to.
+            datamodule: has the tokenizer and the preprocessing of the run.
+            images: image files.
+            texts: texts in any language, at least one.
+            ckpt_path: the weights: a path, or "last".
+        """
+        if not images or not texts:
+            raise ValueError(
+                f"predict: found {len(images)} images and {len(texts)} texts, need at least one of each: --images '[a.jpg]' --texts '[\"a fox\"]'"
+            )
+        data = cast(Any, datamodule)
+        query = Ranking(read_images(images, data.preprocess), data.tokenizer(texts))
+        batches = super().predict(model, [query], ckpt_path=ckpt_path)
+        probability_NM = cast(list[Tensor], batches)[0]
+        for image, probability_M in zip(images, probability_NM, strict=True):
+            rich.print(ranking_table(image, texts, probability_M))
+        return probability_NM

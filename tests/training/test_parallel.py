@@ -1,0 +1,93 @@
+"""One process, DDP and FSDP2 train alike: whole modules in real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mc2.training.parallel import FSDP2Strategy, mixed_precision
+from tests.processes import run_processes
+from tests.training.tiny import TinyData, tiny_module, tiny_trainer
+
+STEPS = 5
+
+
+class Losses(Callback):
+    """The mean over ranks of every step's loss, as it is logged."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def train(run: str, strategy: str, devices: int, precision: str = "32-true", encode: bool = True) -> dict[str, Any]:
+    """Losses, parameters and features after a few steps; the towers are also called alone before and after, as benchmarks do."""
+    chosen = FSDP2Strategy(timeout_minutes=0.5) if strategy == "fsdp2" else strategy
+    losses, module, data = Losses(), tiny_module(), TinyData()
+    settings: dict[str, Any] = {"max_steps": STEPS, "gradient_clip_val": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    trainer = tiny_trainer(
+        run, strategy=chosen, devices=devices, precision=precision, callbacks=[losses, Encodes()] if encode else [losses], **settings
+    )
+    trainer.fit(module, data)
+    with torch.no_grad():
+        features = module.encode_text(torch.tensor([[0, 5, 2], [0, 6, 2]]))
+    parameters = {name: whole(parameter).detach().flatten().tolist() for name, parameter in module.named_parameters()}
+    return {
+        "losses": losses.values,
+        "parameters": parameters,
+        "features": features.tolist(),
+        "val": float(trainer.callback_metrics["val/loss"]),
+    }
+
+
+class Encodes(Callback):
+    """Calls each tower alone before the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        module: Any = pl_module
+        with torch.no_grad():
+            module.encode_image(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+            module.encode_text(torch.tensor([[0, 5, 2]]))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return train(str(tmp_path_factory.mktemp("alone")), "auto", 1)
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 1)])
+def test_trains_as_one_process_does(strategy: str, ranks: int, alone: dict[str, Any], tmp_path: Path) -> None:
+    for found in run_processes(train, [(str(tmp_path), strategy, ranks)] * ranks, join=False):
+        assert len(found["losses"]) == STEPS
+        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        assert found["val"] == pytest.approx(alone["val"], rel=1e-5)
+        torch.testing.assert_close(torch.tensor(found["features"]), torch.tensor(alone["features"]), rtol=1e-4, atol=1e-4)
+        assert found["parameters"].keys() == alone["parameters"].keys()
+        for name, values in found[
+            "parameters"
+        ].items():  # AdamW divides by the gradient's size, so rounding shows where gradients are nearly 0
+            torch.testing.assert_close(torch.tensor(values), torch.tensor(alone["parameters"][name]), rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_bf16_trains_near_fp32(alone: dict[str, Any], tmp_path: Path) -> None:
+    assert train(str(tmp_path), "auto", 1, "bf16-mixed")["losses"] == pytest.approx(alone["losses"], rel=0.05)
+    for found in run_processes(train, [(str(tmp_path), "fsdp2", 2, "bf16-mixed")] * 2, join=False):
+        assert found["losses"] == pytest.approx(alone["losses"], rel=0.05)
+
+
+def test_refuses_other_precisions() -> None:
+    assert mixed_precision("bf16-mixed").param_dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="found 16-mixed, need 32-true or bf16-mixed"):
+        mixed_precision("16-mixed")

@@ -1,0 +1,114 @@
+"""A model and data small enough to train in a test, and repeatable to the bit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from mc2.data.batch import PairBatch
+from mc2.model.text_tower import TextConfig
+from mc2.model.two_tower import TwoTowerConfig
+from mc2.model.vision_tower import VisionConfig
+from mc2.training.module import ContrastiveModule
+from mc2.training.optimizer import OptimizerConfig
+
+VOCABULARY, CONTEXT, PIXELS = 40, 8, 16
+TOWERS = TwoTowerConfig(
+    embed_dim=8,
+    vision=VisionConfig(image_size=PIXELS, patch_size=8, width=16, layers=2, heads=2),
+    text=TextConfig(vocab_size=VOCABULARY, context_length=CONTEXT, width=16, layers=2, heads=2),
+)
+
+
+def tiny_module(warmup_steps: int = 1, max_logit_scale: float = 100.0) -> ContrastiveModule:
+    torch.manual_seed(0)
+    return ContrastiveModule(
+        TOWERS, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=warmup_steps), max_logit_scale=max_logit_scale
+    )
+
+
+class Pairs:
+    """A loader of global batches made from their number; of each a rank gets its part. It remembers its place, as the real one does."""
+
+    def __init__(self, num_batches: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.num_batches, self.batch_size, self.rank, self.world_size = num_batches, batch_size, rank, world_size
+        self.place = 0
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        for index in range(self.place, self.num_batches):
+            self.place = (index + 1) % self.num_batches
+            yield self.batch(index)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+    def batch(self, index: int) -> PairBatch:
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (self.batch_size, 3, PIXELS, PIXELS), generator=generator, dtype=torch.uint8)
+        tokens = torch.randint(3, VOCABULARY, (self.batch_size, CONTEXT), generator=generator, dtype=torch.int32)
+        tokens[:, 0], tokens[:, -1] = 0, 2
+        rows = slice(self.rank, None, self.world_size)
+        languages = [("de", "sw", "")[row % 3] for row in range(self.batch_size)]
+        keys = [f"{index}-{row}" for row in range(self.batch_size)]
+        return PairBatch(image[rows], tokens[rows], languages[rows], keys[rows])
+
+
+class TinyTokenizer:
+    """Every character is a token."""
+
+    vocab_size = VOCABULARY
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        rows = [[0, *(3 + ord(character) % (VOCABULARY - 3) for character in text[: CONTEXT - 2]), 2] for text in texts]
+        return torch.tensor([row + [1] * (CONTEXT - len(row)) for row in rows], dtype=torch.int32)
+
+
+class TinyPreprocess:
+    """The image in the tower's size."""
+
+    image_size = PIXELS
+
+    def evaluate(self, data: bytes) -> Tensor:
+        image = Image.open(io.BytesIO(data)).convert("RGB").resize((PIXELS, PIXELS))
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(PIXELS, PIXELS, 3).permute(2, 0, 1)
+
+
+class TinyData(LightningDataModule):
+    """In memory; its loader remembers its place, as the real one does."""
+
+    def __init__(self, num_batches: int = 6, batch_size: int = 8, validates: bool = True) -> None:
+        super().__init__()
+        self.num_batches, self.batch_size, self.validates = num_batches, batch_size, validates
+        self.vocab_size, self.context_length = VOCABULARY, CONTEXT
+        self.tokenizer, self.preprocess = TinyTokenizer(), TinyPreprocess()
+
+    def _loader(self, num_batches: int) -> Pairs:
+        assert self.trainer is not None
+        return Pairs(num_batches, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> Pairs:
+        return self._loader(self.num_batches)
+
+    def val_dataloader(self) -> Pairs | list[Any]:
+        return self._loader(2) if self.validates else []
+
+    def test_dataloader(self) -> Pairs:
+        return self._loader(2)
+
+
+def tiny_trainer(run: str, **settings: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    fixed = {"accelerator": "cpu", "max_epochs": -1, "inference_mode": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0}
+    return Trainer(default_root_dir=run, **{**quiet, **fixed, **settings})
