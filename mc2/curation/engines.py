@@ -5,10 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -39,8 +39,8 @@ class LocalEngine:
         results: dict[Item, Result] = {}
         failures: dict[Item, BaseException] = {}
         run = self._run_here if min(self.workers, len(items)) <= 1 else self._run_in_processes
-        with _progress_bar(name, len(items), self.progress) as advance:
-            for item, future in run(function, items):
+        with _progress_bar(name, len(items), self.progress) as advance, closing(run(function, items)) as futures:
+            for item, future in futures:
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     raise ValueError(
@@ -57,7 +57,7 @@ class LocalEngine:
             raise ShardErrors(name, errors, len(items)) from next(iter(errors.values()))
         return [results[item] for item in items]
 
-    def _run_here(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Future[Result]]]:
+    def _run_here(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Future[Result]]]:
         for item in items:
             future: Future[Result] = Future()
             try:
@@ -66,7 +66,7 @@ class LocalEngine:
                 future.set_exception(error)
             yield item, future
 
-    def _run_in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Future[Result]]]:
+    def _run_in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Future[Result]]]:
         pool = self._pool = self._pool or _process_pool(self.workers)
         item_of: dict[Future[Result], Item] = {pool.submit(function, item): item for item in items}
         try:

@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from mc2 import storage
 from mc2.records import Pair
@@ -85,6 +86,10 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+class _NotATarError(tarfile.TarError):
+    """Not even the first header can be read."""
+
+
 def _records(path: Path, drops: Counter[str], images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Neighbouring members with the same key, as {extension: bytes}. The record in which a damaged tar breaks off is not used: nobody knows what it lacks."""
     key, files = "", dict[str, bytes]()
@@ -95,8 +100,10 @@ def _records(path: Path, drops: Counter[str], images: bool) -> Iterator[tuple[st
                 files = {}
             key = member_key
             files[extension] = data
+    except _NotATarError:
+        drops["unreadable_tar"] += 1
     except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers in a damaged header
-        drops["truncated_tar" if key else "unreadable_tar"] += 1
+        drops["truncated_tar"] += 1
     else:
         if files:
             yield key, files
@@ -105,7 +112,7 @@ def _records(path: Path, drops: Counter[str], images: bool) -> Iterator[tuple[st
 def _members(path: Path, images: bool) -> Iterator[tuple[str, str, bytes]]:
     """(key, extension, bytes) of every file; the key is the name up to the first dot after the last slash, as webdataset splits it. Errors: tarfile.TarError."""
     num_bytes = path.stat().st_size
-    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with open(path, "rb") as file, _open_tar(file) as tar:
         while (member := tar.next()) is not None:
             vars(tar)["members"] = []  # tarfile keeps every member otherwise: memory that grows with the shard
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -120,6 +127,13 @@ def _members(path: Path, images: bool) -> Iterator[tuple[str, str, bytes]]:
         end = file.read(_BLOCK_BYTES)
         if len(end) < _BLOCK_BYTES or any(end):  # tarfile takes damage in the middle for the end
             raise tarfile.ReadError("no end mark")
+
+
+def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise _NotATarError(str(error)) from error
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

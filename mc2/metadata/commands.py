@@ -64,14 +64,11 @@ def show(folder: Path, language: str | None = None, number: int = 20) -> None:
             console.print(entry, markup=False, highlight=False)
         return
     rows = storage.read_json(folder / "manifest.json")["languages"]
-    table = Table(
-        "language",
-        "entries",
-        *MERGE_ORDER,
-        "dropped",
-        title=f"{len(rows)} languages, fingerprint {metadata.fingerprint}",
-        title_justify="left",
-    )
+    used = [source for source in MERGE_ORDER if any(source in row["sources"] for row in rows.values())]
+    table = Table(title=f"{len(rows)} languages, fingerprint {metadata.fingerprint}", title_justify="left")
+    table.add_column("language", no_wrap=True, max_width=24)
+    for heading in ("entries", *used, "dropped"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for code, row in sorted(rows.items(), key=lambda item: (-item[1]["entries"], item[0])):
         sources = (f"{row['sources'].get(source, 0):,}" for source in used)
         table.add_row(f"{code} {languages.name(code)}", f"{row['entries']:,}", *sources, f"{sum(row['drops'].values()):,}")
