@@ -1,0 +1,134 @@
+"""Ids against transformers for the same SentencePiece file, and what a caption can do to a tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mc2.cli import main
+from mc2.data.tokenizer import Tokenizer, train_tokenizer
+from tests.data.shards import TEXTS, write_folder
+
+SPECIAL = [
+    "</s> a fox </s>",
+    "<s>",
+    "<pad>",
+    "<unk> fox",
+    "<mask>",
+    "<0x41><0x42>",
+    "\u2581fox\u2581",
+    "  two   spaces\tand\na line ",
+    "",
+    "ﬁne ﬃ ＡＢＣ",
+]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Without bytes, as XLM-V's file: transformers' class of this form knows no bytes."""
+    return train_tokenizer(TEXTS * 20, tmp_path_factory.mktemp("plain"), 400, byte_fallback=False)
+
+
+@pytest.fixture(scope="module")
+def transformers_tokenizer(plain: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("xlm")
+    shutil.copy(plain.path, folder / "sentencepiece.bpe.model")
+    return transformers.XLMRobertaTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("context_length", [4, 7, 77])
+def test_ids_are_those_of_transformers(plain: Tokenizer, transformers_tokenizer: Any, context_length: int) -> None:
+    ours = Tokenizer(plain.path, context_length)
+    texts = [*TEXTS, " ".join(TEXTS), "unseen Ἀ Ω ☃ 狐"]
+    theirs = transformers_tokenizer(texts, padding=True, truncation=True, max_length=context_length)["input_ids"]
+    torch.testing.assert_close(ours(texts), torch.tensor(theirs, dtype=torch.int32))
+    assert ours.vocab_size == len(transformers_tokenizer)
+
+
+@pytest.mark.parametrize("text", SPECIAL)
+def test_literal_special_tokens_are_text_as_in_transformers(plain: Tokenizer, transformers_tokenizer: Any, text: str) -> None:
+    theirs = transformers_tokenizer([text], split_special_tokens=True)["input_ids"]
+    assert plain([text]).tolist() == theirs
+
+
+def test_every_row_is_bos_pieces_eos_pad(tokenizer_folder: Path) -> None:
+    tokenizer = Tokenizer(tokenizer_folder, context_length=9)
+    rows = tokenizer(["", TEXTS[0], "fox " * 50])
+    assert rows.dtype == torch.int32
+    assert rows.shape == (3, 9)
+    assert rows[0].tolist() == [0, 2] + [1] * 7
+    assert rows[2, -1] == tokenizer.eos_id
+    assert tokenizer([""]).tolist() == [[0, 2]]  # trimmed to the longest of the batch
+    assert tokenizer([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize("text", SPECIAL)
+def test_text_never_becomes_a_special_id(tokenizer_folder: Path, text: str) -> None:
+    tokenizer = Tokenizer(tokenizer_folder)
+    pieces = tokenizer.encode([text])[0]
+    assert all(tokenizer.unk_id < piece < tokenizer.mask_id for piece in pieces)
+    assert "".join(tokenizer.decode(pieces).split()) == "".join(
+        text.replace("\u2581", " ").replace("ﬁ", "fi").replace("ﬃ", "ffi").replace("ＡＢＣ", "ABC").split()
+    )
+
+
+def test_a_script_never_seen_is_spelt_in_bytes_instead_of_unk(tokenizer_folder: Path, plain: Tokenizer) -> None:
+    text = "ꯃꯩꯇꯩ"
+    tokenizer = Tokenizer(tokenizer_folder)
+    pieces = tokenizer.encode([text])[0]
+    assert tokenizer.unk_id not in pieces
+    assert tokenizer.decode(pieces) == text
+    assert sum(map(tokenizer.is_spelt, pieces)) == len(text.encode())
+    assert plain.unk_id in plain.encode([text])[0]
+
+
+def test_training_repeats_byte_for_byte(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train_tokenizer(iter(TEXTS * 5), tmp_path / name, 350)
+    for file in ("tokenizer.model", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_save_and_load(tokenizer_folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(tokenizer_folder)
+    tokenizer.save(tmp_path)
+    assert torch.equal(Tokenizer(tmp_path)(TEXTS), tokenizer(TEXTS))
+
+
+def test_errors_name_the_file_and_the_cure(tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no tokenizer here; give a folder"):
+        Tokenizer(tmp_path / "none")
+    broken = tmp_path / "broken.model"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(ValueError, match=r"broken\.model: not a SentencePiece model"):
+        Tokenizer(broken)
+    shutil.copytree(tokenizer_folder, tmp_path / "changed")
+    (tmp_path / "changed/tokenizer.model").write_bytes(b"changed")
+    with pytest.raises(ValueError, match=r"need [0-9a-f]{12} of tokenizer\.json"):
+        Tokenizer(tmp_path / "changed")
+    with pytest.raises(ValueError, match="context_length 2, need at least 3"):
+        Tokenizer(tokenizer_folder, 2)
+
+
+def test_training_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no caption to train on"):
+        train_tokenizer(["", "  \n"], tmp_path, 400)
+    with pytest.raises(ValueError, match=r"vocab_size 20 .*choose a larger"):
+        train_tokenizer(TEXTS, tmp_path, 20)
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_train_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = str(write_folder(tmp_path / "shards", [5, 5]))
+    out = str(tmp_path / "tokenizer")
+    assert main(["tokenizer", "train", "--shards", shards, "--out", out, "--vocab_size", "330"]) == 0
+    assert main(["tokenizer", "show", "--tokenizer", out, "--shards", shards]) == 0
+    table = capsys.readouterr().out
+    assert all(code in table for code in ("de", "en", "fr", "100.00%"))
+    assert main(["tokenizer", "train", "--shards", str(tmp_path), "--out", out]) == 1
+    assert "found no .tar file" in capsys.readouterr().err
