@@ -71,11 +71,19 @@ class MultilingualBenchmark(Callback):
         self.tasks, self.every_n_steps, self.batch_size = tasks, every_n_steps, batch_size
         self.languages = [task.languages if languages is None else common_languages(task, languages) for task in tasks]
         self.results, self.num_names = results, num_names
-        self._evaluated_step = 0
+        self._evaluated, self._evaluated_step = False, 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
         """Errors: ValueError for a module or a data module that cannot be evaluated, before anything is trained."""
         encoder_and_data(trainer, pl_module)
+        self._evaluated = False
+
+    def teardown(self, trainer: Trainer, *_: object, **__: object) -> None:
+        """Errors: ValueError after a `validate` or `test` without a batch, for which Lightning calls no hook: silence would look like success."""
+        if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING) and not self._evaluated:
+            raise ValueError(
+                f"benchmarks: nothing was evaluated, because the data module gave {trainer.state.fn.value} no batch; give it validation data"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
         step = trainer.global_step
@@ -114,7 +122,7 @@ class MultilingualBenchmark(Callback):
             self._write(Path(self.results) if self.results else folder / "results.csv", trainer, results, evaluations)
         for logger in trainer.loggers:
             logger.log_metrics(scalars(results), step=trainer.global_step)
-        self._evaluated_step, self._results = trainer.global_step, results
+        self._evaluated, self._evaluated_step, self._results = True, trainer.global_step, results
         return results
 
     def _write(self, path: Path, trainer: Trainer, results: list[Result], evaluations: list[Evaluation]) -> None:

@@ -84,7 +84,7 @@ class ToyModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Tensor) -> None:
-        self.log("val/loss", self.training_step(batch))
+        self.log("val/loss", self.training_step(batch), sync_dist=True)
 
     test_step = validation_step
 
