@@ -125,7 +125,7 @@ def print_table(report: Mapping[str, Any], max_rows: int = 40) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = sorted(report["languages"].items(), key=lambda item: (-item[1].get("captions", 0), item[0]))
+    rows = sorted(report["languages"].items(), key=lambda item: (-item[1]["captions"], item[0]))
     columns = [column for column in COLUMNS if any(column[1] in row for _, row in rows)]
     table = Table(
         title=_title(report), caption=_footer(report, len(rows) - max_rows), show_footer=True, title_justify="left", caption_justify="left"

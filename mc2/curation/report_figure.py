@@ -39,7 +39,8 @@ def draw_figure(report: Mapping[str, Any], balance: Path, path: Path) -> None:
         FigureCanvasAgg(figure)
         left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1), squeeze=False)[0]
         curves = left.subplots(2, 2)
-        codes = sorted(report["languages"], key=lambda code: (-report["languages"][code].get("matches", 0), code))[:NUM_CURVES]
+        matches = {code: row["matches"] for code, row in report["languages"].items() if row.get("matches")}
+        codes = sorted(matches, key=lambda code: (-matches[code], code))[:NUM_CURVES]
         for axes, code in zip(curves.flat, codes, strict=False):
             _draw_counts(axes, code, report["languages"][code], balance)
         for axes in list(curves.flat)[len(codes) :]:
@@ -75,7 +76,8 @@ def _sorted(counts: NDArray[Any]) -> NDArray[Any]:
 
 def _draw_languages(axes: Axes, report: Mapping[str, Any]) -> None:
     """One row per language: captions, matched, kept, as nested bars; the agreement of the language identification is written beside them."""
-    rows = sorted(report["languages"].items(), key=lambda item: (-item[1].get("captions", 0), item[0]))[:NUM_BARS]
+    rows = [item for item in report["languages"].items() if item[1]["captions"]]
+    rows = sorted(rows, key=lambda item: (-item[1]["captions"], item[0]))[:NUM_BARS]
     position = np.arange(len(rows))[::-1]
     for key, colour, height, label in (
         ("captions", BEFORE, 0.82, "captions"),
@@ -85,7 +87,7 @@ def _draw_languages(axes: Axes, report: Mapping[str, Any]) -> None:
         axes.barh(position, [row.get(key, 0) for _, row in rows], height, color=colour, label=label)
     axes.set_yticks(position, [code for code, _ in rows])
     axes.set(xscale="log", xlabel="captions")
-    axes.set_xlim(left=max(0.8, 0.5 * min(row.get("expected_captions", 1) or 1 for _, row in rows)))
+    axes.set_xlim(left=max(0.8, 0.5 * min((row.get("expected_captions") or 1 for _, row in rows), default=1)))
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.8, len(rows) - 0.2)
     if any("id_agreement" in row for _, row in rows):
