@@ -12,6 +12,7 @@ trainer:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,7 +150,7 @@ def encoder_and_data(trainer: Trainer, pl_module: LightningModule) -> tuple[Enco
 def scalars(results: Iterable[Result], means_only: bool = False) -> dict[str, float]:
     """`<task>/<protocol>/<language>/<metric>` -> value: all metrics of the means, the headline metrics of the languages."""
     return {
-        f"{row.task}/{row.protocol}/{row.language.replace(':', '-')}/{row.metric}": row.value
+        "/".join(re.sub(r"[^\w.-]+", "-", part) for part in (row.task, row.protocol, row.language, row.metric)): row.value
         for row in results
         if row.is_mean or (row.metric in HEADLINES and not means_only)
     }
