@@ -10,7 +10,6 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -42,16 +41,14 @@ def spaced_caption(caption: str) -> str:
     return f" {caption.translate(_SPACING)} "
 
 
-def spaced_entry(entry: str, rule: MatchRule = "mc2") -> str:
-    """The pattern that an entry is searched as."""
-    start = "" if _needs_no_space(entry[0], rule) else " "
-    end = "" if _needs_no_space(entry[-1], rule) else " "
-    if rule == "mc2" and not entry.isalnum():
-        entry = entry.translate(_SPACING)
-    return f"{start}{entry}{end}"
+def spaced_entries(entries: Sequence[str], rule: MatchRule = "mc2") -> list[str]:
+    """The patterns that entries are searched as."""
+    ends = {entry[0] for entry in entries} | {entry[-1] for entry in entries}  # few characters, many entries
+    space = {character: "" if _needs_no_space(character, rule) else " " for character in ends}
+    spacing = _SPACING if rule == "mc2" else {}
+    return [f"{space[e[0]]}{e if e.isalnum() else e.translate(spacing)}{space[e[-1]]}" for e in entries]
 
 
-@lru_cache(maxsize=2**16)  # few characters, many entries
 def _needs_no_space(character: str, rule: MatchRule) -> bool:
     if character.isascii():
         return character in string.punctuation
@@ -77,7 +74,7 @@ class Matcher:
 
 
 def _build(entries: Sequence[str], rule: MatchRule) -> daachorse.CharwiseDoubleArrayAhoCorasick:
-    return daachorse.CharwiseDoubleArrayAhoCorasick([spaced_entry(entry, rule) for entry in entries])
+    return daachorse.CharwiseDoubleArrayAhoCorasick(spaced_entries(entries, rule))
 
 
 # --- the cache ----------------------------------------------------------------------------------------------------------

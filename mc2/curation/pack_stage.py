@@ -148,7 +148,10 @@ def _matched_by_key(path: Path) -> dict[str, list[tuple[int, str, tuple[int, ...
 
 def packed_json(captions: list[PackedCaption]) -> bytes:
     """The record of a pair in a training shard."""
-    return json.dumps({"captions": [asdict(caption) for caption in captions]}, ensure_ascii=False, separators=(",", ":")).encode()
+    rows = [
+        {"text": caption.text, "language": caption.language, "entries": caption.entries} for caption in captions
+    ]  # asdict would copy every number
+    return json.dumps({"captions": rows}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

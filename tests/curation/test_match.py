@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mc2.curation.match import Matcher, MatchRule, automaton_file, build_automaton, load_matcher, spaced_caption, spaced_entry
+from mc2.curation.match import Matcher, MatchRule, automaton_file, build_automaton, load_matcher, spaced_caption, spaced_entries
 from mc2.metadata.entries import EntryList, Metadata, write_language, write_manifest
 
 # Few letters of many scripts, so that matches happen: Latin, a combining mark, digits, marks, Cyrillic, Arabic, Devanagari, Thai, Han, kana, astral, emoji.
@@ -20,7 +20,7 @@ ENTRIES = st.lists(st.text(st.sampled_from(LETTERS), min_size=1, max_size=5).map
 
 
 def slow_match(entries: list[str], caption: str, rule: MatchRule) -> list[int]:
-    return [i for i, entry in enumerate(entries) if spaced_entry(entry, rule) in spaced_caption(caption)]
+    return [i for i, entry in enumerate(entries) if spaced_entries([entry], rule)[0] in spaced_caption(caption)]
 
 
 @settings(max_examples=500)
