@@ -63,7 +63,7 @@ def data_module(config: Path) -> ShardDataModule:
     parser.add_subclass_arguments(ShardDataModule, "data")
     plain = section if "class_path" in section else {"class_path": "mc2.data.datamodule.ShardDataModule", "init_args": section}
     try:
-        data: ShardDataModule = parser.instantiate_classes(parser.parse_object({"data": plain})).data
+        data: ShardDataModule = parser.instantiate(parser.parse_object({"data": plain})).data
     except ArgumentError as error:
         raise ValueError(f"{config}: {error}") from error
     return data

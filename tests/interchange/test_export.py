@@ -13,30 +13,37 @@ import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 import mc2
 from mc2.cli import main
 from mc2.data.batch import PairBatch
 from mc2.interchange.checkpoint import read_checkpoint
 from mc2.training.module import ContrastiveModule
+from mc2.training.optimizer import OptimizerConfig
 from mc2.training.parallel import FSDP2Strategy
 from tests.interchange.tiny import CAPTIONS, CONTEXT, SIZE, tiny_config, tiny_tokenizer
 from tests.processes import run_processes
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
 
 class OneBatch(LightningDataModule):
-    def train_dataloader(self) -> list[PairBatch]:
+    def train_dataloader(self) -> DataLoader[PairBatch]:
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
         tokens = torch.randint(3, 90, (4, 6), dtype=torch.int32, generator=generator)
         tokens[:, -1] = 2
-        return [PairBatch(image, tokens, [""] * 4, list("abcd"))]
+        batch = PairBatch(image, tokens, [""] * 4, list("abcd"))
+        return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is a map from positions
+
+    val_dataloader = train_dataloader
 
 
 def train(run: Path, vocab_size: int, **settings: Any) -> dict[str, Tensor]:
     """One step, one checkpoint; returns the whole weights."""
     torch.manual_seed(0)
-    module = ContrastiveModule(tiny_config(vocab_size))
+    module = ContrastiveModule(tiny_config(vocab_size), optimizer=OptimizerConfig(warmup_steps=0))
     quiet = {
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -44,7 +51,7 @@ def train(run: Path, vocab_size: int, **settings: Any) -> dict[str, Tensor]:
         "logger": False,
         "inference_mode": False,
     }
-    trainer = Trainer(accelerator="cpu", max_steps=1, default_root_dir=run, **{"devices": 1, **quiet, **settings})
+    trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, default_root_dir=run, **{"devices": 1, **quiet, **settings})
     trainer.fit(module, datamodule=OneBatch())
     trainer.save_checkpoint(run / "step=1.ckpt")
     return {
@@ -90,7 +97,6 @@ def check_model(run: Path, weights: dict[str, Any]) -> None:
     assert (clip.preprocess.image_size, clip.tokenizer.context_length) == (SIZE, CONTEXT)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_single_file_becomes_a_model_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = train(run, tiny_tokenizer(run / "tokenizer").vocab_size)
     assert export(run) == 0

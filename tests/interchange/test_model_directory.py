@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import mc2
 from mc2.interchange import model_directory
 from mc2.interchange.model_directory import FILES, Clip, load, save
+from mc2.model.two_tower import TwoTower
 from tests.interchange.tiny import CAPTIONS, CONTEXT, tiny_config, tiny_parts, tiny_tokenizer
 
 
@@ -97,7 +98,7 @@ def test_parts_that_were_not_made_for_each_other_are_refused(original: Clip, tmp
         Clip(original.towers, original.tokenizer, replace(original.preprocess, image_size=64))
     with pytest.raises(ValueError, match="found mean"):
         save(tmp_path / "model", original.towers, original.tokenizer, replace(original.preprocess, mean=(0.5, 0.5, 0.5)))
-    small = model_directory.TwoTower(tiny_config(vocab_size=100))
+    small = TwoTower(tiny_config(vocab_size=100))
     with pytest.raises(ValueError, match="the text tower 100 rows"):
         Clip(small, original.tokenizer, original.preprocess)
 
