@@ -5,16 +5,22 @@ A run lives in `trainer.default_root_dir`: config.yaml (replays fit, validate, t
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
+import warnings
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mc2.training.checkpoints import Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
+from mc2.data.datamodule import ShardDataModule
+from mc2.data.preprocess import ImagePreprocess
+from mc2.model.two_tower import TwoTowerConfig
+from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
 from mc2.training.module import ContrastiveModule
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
@@ -68,28 +74,40 @@ class Commands(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Settle which checkpoint is meant, and refuse what cannot work before anything is started."""
-        settings = self.config_init[self.subcommand]
-        run = self.trainer.default_root_dir
+        """Settle which checkpoint is meant, and refuse what cannot work, before anything is started."""
+        settings, run = self.config_init[self.subcommand], self.trainer.default_root_dir
         path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
         if path is None and self.subcommand != "fit":
-            raise ValueError(
-                f"--ckpt_path: found {settings['ckpt_path']}, need a checkpoint to {self.subcommand}, such as {checkpoint_folder(run)}/last.ckpt"
-            )
+            raise ValueError(f"--ckpt_path: found no checkpoint, need one to {self.subcommand}, such as {checkpoint_folder(run)}/{LAST}")
         if settings["ckpt_path"] is None and checkpoints_by_step(checkpoint_folder(run)):
             raise ValueError(
                 f"{run}: holds checkpoints of another run; go on with --ckpt_path last, or give another --trainer.default_root_dir"
             )
-        if path is not None and isinstance(self.model, ContrastiveModule):
-            check_checkpoint(path, self.model.tower_config.to_json())
+        if isinstance(self.model, ContrastiveModule):
+            if isinstance(self.datamodule, ShardDataModule):
+                check_images(self.datamodule.preprocess, self.model.tower_config)
+            if path is not None:
+                check_checkpoint(path, self.model.tower_config.to_json())
         settings["ckpt_path"] = None if path is None else str(path)
+        settings["weights_only"] = True
+
+
+def check_images(found: ImagePreprocess, need: TwoTowerConfig) -> None:
+    """Errors: ValueError if the data prepares images for another size or other pixel statistics than the towers'."""
+    pairs = {"image_size": (found.image_size, need.vision.image_size), "mean": (found.mean, need.mean), "std": (found.std, need.std)}
+    for name, (data, towers) in pairs.items():
+        if data != towers:
+            raise ValueError(f"data.preprocess.{name}: found {data}, need {towers} as in model.towers; give both the same")
 
 
 def one_line(message: str) -> str:
-    """jsonargparse's message of several lines, with its lists of all keys and its advice to see the help, as one line that says what is wrong."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("Did you mean", "Accepted", "tip:"))] or lines
-    return re.sub(r"\s+", " ", " ".join(kept))
+    """What jsonargparse says in several lines, without the types it tried in vain and the values it was given."""
+    lines = [line.strip() for line in message.split("Given value type:")[0].splitlines()]
+    if "Errors:" in lines:  # a union: one line for each type it tried
+        key = [line for line in lines if line.startswith("Parser key")]
+        tried = [line.removeprefix("- ") for line in lines[lines.index("Errors:") + 1 :]]
+        lines = key + [line for line in tried if line != "Expected a <class 'NoneType'>"]
+    return re.sub(r'^Parser key "([^"]*)":', r"\1:", " ".join(" ".join(lines).split()))
 
 
 def command_line(argv: list[str]) -> Commands:
@@ -114,9 +132,20 @@ def command_line(argv: list[str]) -> Commands:
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 if the work is done, 128 + signal after SIGTERM and SIGUSR1. Errors: ValueError in one line; KeyboardInterrupt after Ctrl-C."""
+    for noisy in ("lightning.pytorch", "lightning.fabric"):  # advertisements, and what the trainer's flags say anyway
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        commands = command_line(argv)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)  # Lightning 2.6 on torch 2.15
+            commands = command_line(argv)
     except ArgumentError as error:
+        cure = (
+            "give a file that is there"
+            if "does not exist" in str(error)
+            else "`--print_config` at the end of the same line shows every key"
+        )
+        raise ValueError(f"{one_line(str(error))}; {cure}") from error
+    except (ValueError, MisconfigurationException) as error:
         raise ValueError(one_line(str(error))) from error
     except SystemExit as error:  # Lightning turns an interrupt into exit status 1
         if isinstance(error.__context__, KeyboardInterrupt):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,19 @@ def ranking_table(image: str, texts: Sequence[str], probability_M: Tensor) -> Ta
     return table
 
 
+class OneBatch:
+    """A loader with one batch. (Lightning takes a list for several loaders.)"""
+
+    def __init__(self, batch: Ranking) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Ranking]:
+        return iter((self._batch,))
+
+
 class RankingTrainer(Trainer):
     """Lightning's Trainer, whose `predict` takes image files and texts from the command line."""
 
@@ -46,6 +59,7 @@ class RankingTrainer(Trainer):
         images: list[str],
         texts: list[str],
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> Tensor:
         """Rank the texts for each image file.
 
@@ -55,6 +69,7 @@ class RankingTrainer(Trainer):
             images: image files.
             texts: texts in any language, at least one.
             ckpt_path: the weights: a path, or "last".
+            weights_only: always true for this command line; here because `fit` has it in its saved config.
         """
         if not images or not texts:
             raise ValueError(
@@ -62,7 +77,7 @@ class RankingTrainer(Trainer):
             )
         data = cast(Any, datamodule)
         query = Ranking(read_images(images, data.preprocess), data.tokenizer(texts))
-        batches = super().predict(model, [query], ckpt_path=ckpt_path)
+        batches = super().predict(model, OneBatch(query), ckpt_path=ckpt_path, weights_only=weights_only)
         probability_NM = cast(list[Tensor], batches)[0]
         for image, probability_M in zip(images, probability_NM, strict=True):
             rich.print(ranking_table(image, texts, probability_M))

@@ -13,19 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from mc2.training.parallel import FSDP2Strategy, mixed_precision
 from tests.processes import run_processes
-from tests.training.tiny import TinyData, tiny_module, tiny_trainer
+from tests.training.tiny import Losses, TinyData, tiny_module, tiny_trainer
 
 STEPS = 5
-
-
-class Losses(Callback):
-    """The mean over ranks of every step's loss, as it is logged."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
-        self.values.append(float(trainer.callback_metrics["train/loss"]))
 
 
 def whole(parameter: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mc2.data.batch import PairBatch
 from mc2.model.text_tower import TextConfig
@@ -106,6 +108,28 @@ class TinyData(LightningDataModule):
 
     def test_dataloader(self) -> Pairs:
         return self._loader(2)
+
+
+class SignalAt(Callback):
+    """Sends one rank a signal in the middle of a step."""
+
+    def __init__(self, step: int, number: int, times: int = 1, rank: int = 0) -> None:
+        self.step, self.number, self.times, self.rank = step, number, times, rank
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:  # noqa: ARG002
+        if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+class Losses(Callback):
+    """The mean over ranks of every step's loss, as it is logged."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
 
 
 def tiny_trainer(run: str, **settings: Any) -> Trainer:
