@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mc2.model.attention import Attention
+from mc2.model.initialisation import init_block
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -102,12 +103,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.position_embedding, std=0.01)
         for block in self.blocks.children():
             assert isinstance(block, TextBlock)
-            nn.init.normal_(block.attn.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attn.proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.fc2.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                nn.init.zeros_(linear.bias)
+            init_block(block.attn, block.mlp, width, layers)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:

