@@ -39,9 +39,10 @@ LANGUAGES_IN_TERMINAL = 20
 class MultilingualBenchmark(Callback):
     """Scores every task in every language, each image and text encoded once, all ranks at work.
 
-    Writes `results.csv` (and in `fit` one file per evaluated step, `results/step=N.csv` beside it), logs `<task>/<protocol>/<language>/<metric>` to every logger
-    (all metrics of the means, the headline metric of each language), makes the means available to `ModelCheckpoint(monitor=...)`, and prints a table at the end.
-    The module needs `encode_image` and `encode_text`, the data module `tokenizer` and `preprocess`. Weights, modes and random states stay as they were.
+    Writes `results.csv` (and in `fit` one file per evaluated step, `results/step=N.csv` beside it), logs
+    `<task>/<protocol>/<language>/<metric>` to every logger (all metrics of the means, the headline metric of each language), makes the
+    means available to `ModelCheckpoint(monitor=...)`, and prints a table at the end. The module needs `encode_image` and `encode_text`, the
+    data module `tokenizer` and `preprocess`. Weights, modes and random states stay as they were.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class MultilingualBenchmark(Callback):
         self._evaluated = False
 
     def teardown(self, trainer: Trainer, *_: object, **__: object) -> None:
-        """Errors: ValueError after a `validate` or `test` without a batch, for which Lightning calls no hook: silence would look like success."""
+        """Errors: ValueError after a `validate` or `test` without a batch, for which Lightning calls no hook (silence is no success)."""
         if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING) and not self._evaluated:
             raise ValueError(
-                f"benchmarks: nothing was evaluated, because the data module gave {trainer.state.fn.value} no batch; give it validation data"
+                f"benchmarks: nothing was evaluated, because the data module gave {trainer.state.fn.value} no batch; give it one"
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:

@@ -1,7 +1,8 @@
 """Images and texts -> unit embeddings, shared out over all ranks.
 
-Every rank makes the same number of forwards (under FSDP2 each is collective): a rank that has run out of work encodes something again and throws it away. Every
-rank ends with all embeddings: each puts its rows into zeros and an all-reduce adds the ranks, so uneven shares need no padding and no value changes (x + 0 = x).
+Every rank makes the same number of forwards (under FSDP2 each is collective): a rank that has run out of work encodes something again and
+throws it away. Every rank ends with all embeddings: each puts its rows into zeros and an all-reduce adds the ranks, so uneven shares need
+no padding and no value changes (x + 0 = x).
 
 Shapes: B images or texts of one forward, N images, T texts, L tokens, D embedding.
 """
@@ -91,7 +92,7 @@ def decoded_images(task: Task, preprocess: ImageTransform, start: int, stop: int
 
 
 def encode_texts(encoder: Encoder, tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, device: torch.device) -> Tensor:
-    """Unit fp32 embeddings (T, D), on every rank. Texts of like length share a forward of at most `max_tokens` tokens, padding included."""
+    """Unit fp32 embeddings (T, D), on every rank. Texts of like length share a forward of at most `max_tokens` tokens with padding."""
     rank, world = this_rank()
     tokens_TL = tokenizer(texts)
     length_T = (tokens_TL != tokenizer.pad_id).sum(dim=1).clamp(min=1)
@@ -103,7 +104,7 @@ def encode_texts(encoder: Encoder, tokenizer: TextTokenizer, texts: Sequence[str
 
 
 def length_batches(length_T: Tensor, max_tokens: int) -> list[Tensor]:
-    """Row indices cut into batches of at most `max_tokens` (one row at least), longest first: what does not fit into memory fails at once."""
+    """Row indices cut into batches of at most `max_tokens` (one row at least), longest first: what does not fit fails at once."""
     order_T = length_T.argsort(descending=True, stable=True)
     batches, start = [], 0
     while start < len(order_T):
@@ -116,7 +117,7 @@ def length_batches(length_T: Tensor, max_tokens: int) -> list[Tensor]:
 def encode_share(
     forward: Callable[[Tensor], Tensor], share: Iterable[tuple[Tensor, Tensor]], num_rows: int, device: torch.device
 ) -> Tensor:
-    """Embeddings of all ranks (num_rows, D) from this rank's (rows, batch); every row belongs to one rank. Needs a forward on every rank."""
+    """Embeddings of all ranks (num_rows, D) from this rank's (rows, batch); every row belongs to one rank. Every rank needs one."""
     whole = torch.empty(0)
     for count, (rows, batch) in enumerate(share):
         embedding_BD = normalize(forward(batch.to(device)).float(), dim=1)

@@ -41,7 +41,9 @@ def evaluate_task(
     languages: Sequence[str] | None = None,
     num_names: int = 0,
 ) -> Evaluation:
-    """Evaluate on all ranks; every rank returns the same. `languages` takes a part of the task's and names it in the protocol; `num_names` answers an image are kept.
+    """What a task says of a model: called on all ranks, the same on every rank.
+
+    `languages` takes a part of the task's, and the protocol's name then says so; `num_names` answers for each image are kept.
 
     Errors: ValueError for an image that does not decode, or if the task has none of the languages.
     """
@@ -56,9 +58,10 @@ def evaluate_task(
         text_TD = encode_texts(encoder, data.tokenizer, list(index), batch_size * TOKENS_PER_IMAGE, device)
         for language in block[rank::world]:
             own_TD = text_TD[torch.tensor([index[text] for text in task.texts(language)], device=text_TD.device)]
-            scores[language] = task.score(language, image_ND, own_TD)
-            if num_names:
-                tables[language] = task.predictions(language, image_ND, own_TD, num_names)
+            with torch.autocast(device.type, enabled=False):  # the towers may run in bf16, cosines of near neighbours may not
+                scores[language] = task.score(language, image_ND, own_TD)
+                if num_names:
+                    tables[language] = task.predictions(language, image_ND, own_TD, num_names)
     scores, tables = gather(scores), gather(tables)
     results = task_results(task.name, {language: scores[language] for language in chosen}, task.groups, time.perf_counter() - started)
     if len(chosen) < len(task.languages):

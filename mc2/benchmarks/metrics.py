@@ -1,8 +1,8 @@
 """Zero-shot accuracy and retrieval recall as pure functions of embeddings.
 
-Both are questions about one number per query, the rank of its best positive among all candidates, so both come from `positive_ranks` and share its rule for
-ties. torchmetrics is the second opinion in the tests and not the engine: its top-k leaves the order of ties open, and its retrieval metrics want one flat row per
-(query, candidate) and loop over the queries in Python.
+Both are questions about one number per query, the rank of its best positive among all candidates, so both come from `positive_ranks` and
+share its rule for ties. torchmetrics is the second opinion in the tests and not the engine: its top-k leaves the order of ties open, and
+its retrieval metrics want one flat row per (query, candidate) and loop over the queries in Python.
 
 Shapes: N images, T texts, C classes, Q queries, K candidates, P pairs (query, candidate) that belong together, D embedding.
 """
@@ -30,8 +30,8 @@ def class_embeddings(text_TD: Tensor, class_T: Tensor, num_classes: int) -> Tens
 def positive_ranks(query_QD: Tensor, candidate_KD: Tensor, pairs_P2: Tensor) -> Tensor:
     """Rank (Q,) of the best positive of each query by cosine, 0 for the nearest; K for a query without positives.
 
-    `pairs_P2` holds (query, candidate) indices, any number per query. Ties: the candidate with the lower index comes first, as in a stable sort, so a
-    collapsed model scores what chance scores. NaN never wins. Memory: a block of `SCORES_AT_ONCE` similarities.
+    `pairs_P2` holds (query, candidate) indices, any number per query. Ties: the candidate with the lower index comes first, as in a stable
+    sort, so a collapsed model scores what chance scores. NaN never wins. Memory: a block of `SCORES_AT_ONCE` similarities.
     """
     query_QD, candidate_KD = normalize(query_QD, dim=1), normalize(candidate_KD, dim=1)
     num_candidates = len(candidate_KD)
@@ -61,7 +61,7 @@ def classification_ranks(image_ND: Tensor, class_CD: Tensor, label_N: Tensor) ->
 
 
 def share_within(ranks: Tensor, k: int) -> float:
-    """Share of queries whose best positive is among the first k: top-k accuracy, or recall R@k as CLIP papers count it (one hit is enough)."""
+    """Share of queries whose best positive is among the first k: top-k accuracy, or R@k as CLIP papers count it (one hit is enough)."""
     return float((ranks < k).double().mean())
 
 

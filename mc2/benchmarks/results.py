@@ -16,7 +16,7 @@ GROUP_MEAN = "mean:"  # + name of the group
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number of one language. `value` is a share in [0, 1]; `num_classes` are the classes, or for retrieval the candidates, that were ranked."""
+    """One number of one language: `value` is a share in [0, 1], `num_classes` the classes (in retrieval, candidates) that were ranked."""
 
     protocol: str
     metric: str
@@ -27,7 +27,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of `results.csv`. `language` is a code, "mean" or "mean:<group>"; `seconds` is the wall time of the whole task, the same in all its rows.
+    """One row of `results.csv`. `language` is a code, "mean" or "mean:<group>"; `seconds` is the wall time of the whole task, the same in
+    all its rows.
 
     A mean row sums `num_samples` over its languages and rounds the mean of `num_classes`.
     """

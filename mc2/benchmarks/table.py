@@ -17,7 +17,10 @@ HEADLINES = {"top1": "top-1", "t2i_r1": "T2I R@1", "i2t_r1": "I2T R@1"}
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text: percent with one decimal, "" where a task does not have the language. `num_left_out` languages are in the results but not here."""
+    """Cells as text: percent with one decimal, "" where a task does not have the language.
+
+    The first `num_means` rows are means; `num_left_out` languages are in the results but not here.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -51,7 +54,7 @@ class Table:
 
 
 def results_table(results: Sequence[Result], max_languages: int | None = None) -> Table:
-    """Means first, then languages: those that most tasks have come first, else by code. One column for each task, protocol and headline metric.
+    """Means first, then languages, those that most tasks have before the others. A column for each task, protocol and headline metric.
 
     `max_languages` keeps the table short; the means are always those of all languages.
     """

@@ -1,7 +1,7 @@
 """What a benchmark asks of a model: images, texts per language, and how to score their embeddings.
 
-A `Task` states what to encode and scores what was encoded; the callback encodes. So one pass over images and texts serves every language and protocol, and a
-task is plain CPU code without a model. `TaskFolder` reads the neutral layout that anybody can write for their own data.
+A `Task` states what to encode and scores what was encoded; the callback encodes. So one pass over images and texts serves every language
+and protocol, and a task is plain CPU code without a model. `TaskFolder` reads the neutral layout that anybody can write for their own data.
 
 Shapes: N images, T texts of one language, D embedding.
 """
@@ -71,7 +71,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class NamedClasses:
-    """The class names of one language as texts. A class is known here by its position in `classes` (ids, ascending); only named classes are in it.
+    """The class names of one language as texts. A class is known here by its position in `classes`: the ids that have a name, ascending.
 
     `texts` begins with the `num_names` names themselves, none twice; prompted names follow. `name_pairs` and `prompt_pairs` are rows of
     (text index, class position): a name can belong to several classes, a class can have several names (synonyms).
@@ -117,8 +117,8 @@ class TaskFolder(Task):
 
     A class without a name in a language is no candidate there, and its images are not scored: `num_classes` and `num_samples` show it.
     Classification: the classifier is the mean over prompts and synonyms (without prompts: the bare name), top-1 and top-5.
-    Retrieval: the candidates are the scored images and all different names of the language, without prompts; an image and every name of its class are
-    positives; R@1, R@5, R@10 for text to image (per name that has an image) and image to text (per image).
+    Retrieval: the candidates are the scored images and all different names of the language, without prompts; an image and every name of its
+    class are positives; R@1, R@5, R@10 for text to image (per name that has an image) and image to text (per image).
     Errors: ValueError in one line for files that are missing, unreadable or do not fit each other.
     """
 
@@ -215,7 +215,10 @@ def named_classes(names: pa.Table, language: str, prompts: Sequence[str]) -> Nam
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a parquet file that must have all of the schema's. Errors: ValueError for a file that is missing, broken, or has empty cells."""
+    """Some columns of a parquet file that must have all of the schema's.
+
+    Errors: ValueError for a file that is missing, broken, or has empty cells.
+    """
     try:
         with pq.ParquetFile(path) as file:
             missing = [name for name in schema.names if name not in file.schema_arrow.names]
@@ -255,7 +258,7 @@ def check_tables(where: str, labels: pa.Table, names: pa.Table, groups: Mapping[
 
 
 def check_languages(where: str, used: set[int], names: pa.Table, groups: Mapping[str, str], prompts: Mapping[str, Sequence[str]]) -> None:
-    """Errors: ValueError for an unknown code, a language that names no image, a setting for a language without names, or a prompt without {}."""
+    """Errors: ValueError for an unknown code, a language that names no image, a setting without names, or a prompt without {}."""
     classes_of: dict[str, set[int]] = {}
     for language, label in zip(names["language"].to_pylist(), names["class"].to_pylist(), strict=True):
         classes_of.setdefault(language, set()).add(label)

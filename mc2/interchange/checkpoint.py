@@ -88,7 +88,9 @@ def read_shards(folder: Path) -> Checkpoint:
 
 
 def read_index(path: Path) -> Metadata:
-    """The index of a sharded checkpoint. torch unpickles it without looking, so it is read here first with everything refused that an index does not need."""
+    """The index of a sharded checkpoint. torch unpickles it without looking, so it is read here first with everything refused that an index
+    does not need.
+    """
     with open(path, "rb") as file:
         index = IndexUnpickler(file).load()
     if not isinstance(index, Metadata):

@@ -36,7 +36,7 @@ def export(config: Path, ckpt_path: Path, out: Path) -> None:
 
 
 def read_towers(ckpt_path: Path) -> TwoTower:
-    """The towers in a checkpoint. Errors: ValueError for a checkpoint of something else, or weights that do not fit its own configuration."""
+    """The towers in a checkpoint. Errors: ValueError for a checkpoint of something else, or weights that do not fit its configuration."""
     from mc2.interchange.checkpoint import read_checkpoint
     from mc2.interchange.model_directory import check_shapes
     from mc2.model.two_tower import TwoTower, TwoTowerConfig

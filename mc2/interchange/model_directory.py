@@ -156,7 +156,9 @@ def read_config(path: Path) -> tuple[TwoTowerConfig, ImagePreprocess]:
 
 
 def read_weights(path: Path, need: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Errors: ValueError for another kind of file, one that is cut short, or other names and shapes than `need`."""
+    """The tensors of a safetensors file. Errors: ValueError for another kind of file, one that is cut short, or other names and shapes than
+    `need`.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from mc2.benchmarks import evaluate
 from mc2.benchmarks.encode import encode_images, encode_texts, length_batches
 from mc2.benchmarks.evaluate import Evaluation, common_languages, evaluate_task, language_blocks
-from mc2.benchmarks.results import Result
+from mc2.benchmarks.results import Result, Score
 from mc2.benchmarks.tasks import TaskFolder
 from tests.benchmarks.toys import CharacterTokenizer, ToyData, ToyModule, square, toy_task, write_toy_task
 from tests.processes import run_processes
@@ -139,6 +139,21 @@ def test_two_processes_share_the_work_and_agree_with_one(tmp_path: Path, num_ima
         assert forwards == both[0][2]  # under FSDP2 every forward is collective
     if num_images == 23:
         assert both[0][2]["image"] == 3 < alone[2]["image"] == 5
+
+
+def test_cosines_are_fp32_when_the_towers_run_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_toy_task(tmp_path / "toy")
+    seen: list[tuple[bool, torch.dtype]] = []
+    score = TaskFolder.score
+
+    def spy(self: TaskFolder, language: str, image: Tensor, text: Tensor) -> list[Score]:
+        seen.append((torch.is_autocast_enabled("cpu"), (image @ text.T).dtype))
+        return score(self, language, image, text)
+
+    monkeypatch.setattr(TaskFolder, "score", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        evaluation(folder)
+    assert seen == [(False, torch.float32)] * 3
 
 
 def test_an_image_that_does_not_decode_is_named(tmp_path: Path) -> None:

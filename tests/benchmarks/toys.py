@@ -1,4 +1,6 @@
-"""Small stand-ins for the tests: a task of coloured squares, a tokenizer of characters, linear towers in a LightningModule, and their data module."""
+"""Small stand-ins for the tests: a task of coloured squares, a tokenizer of characters, linear towers in a LightningModule, and their data
+module.
+"""
 
 from __future__ import annotations
 
