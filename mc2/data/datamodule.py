@@ -13,7 +13,7 @@ from mc2.curation.balance import Balance
 from mc2.data.batch import PairBatch
 from mc2.data.loader import BatchStream, Loader, Share
 from mc2.data.preprocess import ImagePreprocess
-from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons
+from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing_usable
 from mc2.data.shard_reader import ShardFolder, ShardReader, open_folder
 from mc2.data.shard_stream import Plan
 from mc2.data.tokenizer import Tokenizer
@@ -29,7 +29,8 @@ class ShardDataModule(LightningDataModule):
     lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of the workers and
     ranks to come, and the order stays the same on another number of them.
     cache_bytes: memory of each worker for records and decoded images of small data sets, kept over passes.
-    val_shards: folder whose first val_pairs pairs are the fixed validation set (as many as fill whole batches on every rank), or None for no validation.
+    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of `shards` if it is None
+    (then nothing is held out: give val_shards to watch for over-fitting).
 
     Errors: ValueError at construction for settings and tokenizer, in `setup` for shards and balance, before the first step.
     """
@@ -106,20 +107,24 @@ class ShardDataModule(LightningDataModule):
         batches = BatchStream(plan, Share(rank, world_size, self.batch_size), self._maker, self.tokenizer, reader)
         return Loader(batches, self.steps_per_epoch, self.num_workers, self.layout, pin_memory)
 
-    def val_dataloader(self) -> FixedBatches | list[FixedBatches]:
-        """This rank's part of the fixed validation set, the same number of batches on every rank; nothing without `val_shards`."""
-        if self.val_shards is None:
-            return []
+    def val_dataloader(self) -> FixedBatches:
+        """This rank's part of the fixed validation set, the same number of full batches on every rank."""
+        folder = self.val_shards or self.shards
         rank, world_size = self._ranks()
-        samples = list(islice(self._val_samples(open_folder(self.val_shards)), self.val_pairs))
-        rows = self.batch_size * world_size
-        if len(samples) < rows:
+        samples = list(islice(self._val_samples(open_folder(folder)), self.val_pairs))
+        rows = min(self.batch_size, len(samples) // world_size)
+        if not samples:
+            raise nothing_usable(self._val_drops)
+        if not rows:
             raise ValueError(
-                f"{self.val_shards}: found {len(samples)} usable pairs for validation, need at least {rows} (batch_size x ranks); lower batch_size or give more"
+                f"{folder}: found {len(samples)} usable pairs for validation, need at least one for each of {world_size} ranks"
             )
-        starts = range(rank * self.batch_size, len(samples) - rows + rank * self.batch_size + 1, rows)
-        batches = [collate(samples[start : start + self.batch_size], self.tokenizer) for start in starts]
-        return FixedBatches(batches)
+        starts = range(rank * rows, len(samples) - world_size * rows + rank * rows + 1, world_size * rows)
+        return FixedBatches([collate(samples[start : start + rows], self.tokenizer) for start in starts])
+
+    def test_dataloader(self) -> FixedBatches:
+        """The validation set; the benchmarks of `mc2 test` bring their own images."""
+        return self.val_dataloader()
 
     def _val_samples(self, folder: ShardFolder) -> Iterator[Sample]:
         reader = ShardReader(folder)

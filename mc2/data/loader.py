@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mc2.data.batch import PairBatch
-from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons
+from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing_usable
 from mc2.data.shard_reader import ShardReader
 from mc2.data.shard_stream import Plan, Position, stream_records
 from mc2.data.tokenizer import Tokenizer
@@ -53,8 +53,9 @@ class SampleStream:
         for position, record in stream_records(self.plan, self.stream, self.position, self.reader.read):
             self.position, epoch = position, position.epoch
             barren_from = epoch if barren_from is None else barren_from
-            if epoch - barren_from > 1:  # the passes between were whole
-                self._check_barren(epoch - barren_from - 1, reasons)
+            # the passes between were whole; balancing alone may be bad luck
+            if epoch - barren_from > (MOST_BARREN_PASSES if reasons["balanced_away"] else 1):
+                raise nothing_usable(reasons)
             sample = self.maker.train(record, epoch, self.reader)
             dropped = drop_reasons(record, sample)
             self.drops.update(dropped)
@@ -64,12 +65,6 @@ class SampleStream:
                 yield sample
             else:
                 reasons.update(dropped)
-
-    def _check_barren(self, barren: int, reasons: Counter[str]) -> None:
-        if barren < MOST_BARREN_PASSES and reasons["balanced_away"]:
-            return
-        what = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
-        raise ValueError(f"data: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-# Formats that a pool really holds under its `.jpg`; PIL's others (EPS calls a program) are not opened.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO", "PPM")
+# Formats that a pool really holds under its `.jpg` (a JPEG with several pictures, MPO, is a JPEG to PIL); others (EPS calls a program) are not opened.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 
 
 class BrokenImage(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,6 +89,12 @@ class SampleMaker:
 def drop_reasons(record: Record, sample: Sample | str) -> list[str]:
     """Reasons to count for one visit of a record. One that has no captions has said why itself."""
     return [*record.drops, sample] if isinstance(sample, str) and record.captions else list(record.drops)
+
+
+def nothing_usable(reasons: Counter[str]) -> ValueError:
+    """The error of a data set in which nothing survives."""
+    what = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
+    return ValueError(f"data: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> PairBatch:

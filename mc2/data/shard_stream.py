@@ -20,6 +20,9 @@ import numpy as np
 from mc2 import storage
 from mc2.data.shard_reader import Record, ShardFolder
 
+# A stream may meet nothing but an empty shard in a pass; not so often in a row.
+MOST_EMPTY_PASSES = 20
+
 
 class Position(NamedTuple):
     """A place in a stream: pass over the data, window of shards in the pass, block in the window, records of the block that are used up."""
@@ -93,16 +96,17 @@ class Plan:
 
 def stream_records(plan: Plan, stream: int, start: Position, read: Callable[[str], Iterator[Record]]) -> Iterator[tuple[Position, Record]]:
     """The records of a stream from a position on, endlessly, each with the position behind it. Errors: ValueError if the shards hold no record at all."""
+    empty_passes = 0
     for epoch in count(start.epoch):
-        empty = True
+        empty_passes += 1
         for window, shards in enumerate(plan.windows(stream, epoch)):
             if (epoch, window) < start[:2]:
                 continue
             here = start if (epoch, window) == start[:2] else Position(epoch, window)
             for step in _window_records(plan, stream, here, [read(shard) for shard in shards]):
-                empty = False
+                empty_passes = 0
                 yield step
-        if empty and epoch > start.epoch:
+        if empty_passes > MOST_EMPTY_PASSES:
             raise ValueError(
                 f"{plan.folder.path}: the shards hold no record; need `<key>.jpg` with `<key>.json` or `<key>.txt` in the tars"
             )

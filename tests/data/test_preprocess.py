@@ -114,7 +114,18 @@ def test_modes_of_jpeg(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("PNG", "P"), ("PNG", "RGBA"), ("PNG", "I;16"), ("GIF", "P"), ("WEBP", "RGB"), ("BMP", "RGB"), ("TIFF", "RGB")]
+    ("kind", "mode"),
+    [
+        ("PPM", "RGB"),
+        ("AVIF", "RGB"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("PNG", "I;16"),
+        ("GIF", "P"),
+        ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
+    ],
 )
 def test_other_formats_under_the_name_of_a_jpeg(kind: str, mode: str) -> None:
     data = encoded(picture("L", 50, 40).convert("I;16") if mode == "I;16" else picture(mode, 50, 40), kind)

@@ -1,0 +1,207 @@
+"""The data module in a real Trainer: killed and resumed in the middle of an epoch, on one rank and on two; and every bad input before the first step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from mc2.data.batch import PairBatch
+from mc2.data.datamodule import ShardDataModule
+from mc2.data.preprocess import ImagePreprocess
+from mc2.records import ShardInfo, ShardManifest
+from mc2.storage import write_json
+from tests.data.shards import record, write_folder, write_tar
+from tests.processes import run_processes
+
+PAIRS = [9, 12, 4, 10, 7, 13]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("shards"), PAIRS)
+
+
+def data(shards: Path | str, tokenizer_folder: Path, **settings: Any) -> ShardDataModule:
+    defaults: dict[str, Any] = {
+        "batch_size": 4,
+        "steps_per_epoch": 5,
+        "shuffle_shards": 2,
+        "shuffle_block": 3,
+        "preprocess": ImagePreprocess(image_size=8),
+    }
+    return ShardDataModule(str(shards), str(tokenizer_folder), **{**defaults, **settings})
+
+
+class Recorder(LightningModule):
+    """One weight that every pixel and token moves, so that its losses tell the batches apart; and the keys it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.keys: list[list[str]] = []
+        self.losses: list[float] = []
+        self.val_keys: list[str] = []
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        loss = (self.weight * (batch.image.float().mean() + batch.tokens.float().mean()) - 1).square().mean()
+        self.keys.append(batch.keys)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:  # noqa: ARG002
+        self.val_keys += batch.keys
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+
+class SaveAt(Callback):
+    """A checkpoint behind one step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(
+    module: ShardDataModule, steps: int, folder: Path, save: tuple[int, Path] | None = None, resume: Path | None = None, devices: int = 1
+) -> Recorder:
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        max_steps=steps,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        val_check_interval=7,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[SaveAt(*save)] if save else [],
+    )
+    trainer.fit(recorder, module, ckpt_path=resume, weights_only=None if resume is None else True)
+    return recorder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("stop", [5, 8])
+def test_a_run_resumed_in_the_middle_repeats_keys_and_losses(
+    num_workers: int, stop: int, shards: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"num_workers": num_workers, "val_shards": str(shards), "val_pairs": 9}
+    whole = fit(data(shards, tokenizer_folder, **settings), 16, tmp_path, save=(stop, tmp_path / "stop.ckpt"))
+    assert len(whole.keys) == 16
+    torch.rand(1)
+    rest = fit(data(shards, tokenizer_folder, **settings), 16, tmp_path, resume=tmp_path / "stop.ckpt")
+    assert rest.keys == whole.keys[stop:]
+    assert rest.losses == whole.losses[stop:]
+    assert whole.val_keys == whole.val_keys[:8] * 2  # of 9 pairs two whole batches, at steps 7 and 14
+
+
+def rank_fit(shards: Path, tokenizer_folder: Path, folder: Path, resume: bool) -> list[list[str]]:
+    """One rank of two, inside a process."""
+    module = data(shards, tokenizer_folder, batch_size=2)  # the harness forks daemons, which may not have workers
+    path = folder / "two.ckpt"
+    return fit(module, 12, folder, None if resume else (7, path), path if resume else None, devices=2).keys
+
+
+def test_two_ranks_resume_and_one_goes_on_where_they_stopped(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    arguments = (shards, tokenizer_folder, tmp_path)
+    whole = run_processes(rank_fit, [(*arguments, False)] * 2, join=False, timeout=240)
+    rest = run_processes(rank_fit, [(*arguments, True)] * 2, join=False, timeout=240)
+    assert rest == [keys[7:] for keys in whole]
+    assert not {key for batch in whole[0][:5] for key in batch} & {key for batch in whole[1][:5] for key in batch}
+    state = torch.load(tmp_path / "two.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    loader = data(shards, tokenizer_folder).loader(0, 1)
+    loader.load_state_dict(state[0])
+    rows = [batch.keys for batch in loader]
+    assert rows == [first + second for first, second in zip(whole[0][7:12], whole[1][7:12], strict=True)]
+
+
+def test_attributes_are_there_before_setup(tokenizer_folder: Path) -> None:
+    module = data("/nowhere", tokenizer_folder, context_length=11)
+    assert (module.vocab_size, module.context_length, module.tokenizer.context_length) == (module.tokenizer.vocab_size, 11, 11)
+    assert module.preprocess.image_size == 8
+
+
+def test_validation_batches_are_the_same_on_every_rank_and_time(shards: Path, tokenizer_folder: Path) -> None:
+    module = data(shards, tokenizer_folder, val_shards=str(shards), val_pairs=10)
+    first, second = list(module.val_dataloader()), list(module.val_dataloader())
+    assert [batch.keys for batch in first] == [["0-0000", "0-0001", "0-0002", "0-0003"], ["0-0004", "0-0005", "0-0006", "0-0007"]]
+    for ours, theirs in zip(first, second, strict=True):
+        assert isinstance(ours, PairBatch)
+        assert torch.equal(ours.tokens, theirs.tokens)
+    assert [batch.keys for batch in data(shards, tokenizer_folder, val_pairs=3).test_dataloader()] == [["0-0000", "0-0001", "0-0002"]]
+    with pytest.raises(ValueError, match=r"no pair of the shards can be used \(other_language 55\)"):
+        data(shards, tokenizer_folder, languages=["ja"]).val_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0, need at least 1"),
+        ({"num_workers": -1}, "num_workers -1, need at least 0"),
+        ({"languages": []}, "empty list of languages"),
+        ({"tokenizer": "/nowhere"}, "no tokenizer here"),
+        ({"shards": "/nowhere"}, "no folder of shards here"),
+        ({"balance": "/nowhere"}, r"/nowhere/balance\.json: not found"),
+        ({"num_workers": 7}, "found 6 shards for 7 streams .*use at most 6 workers a rank"),
+        ({"lanes": 3, "num_workers": 2}, "found lanes 3 for 2 workers"),
+        ({"shuffle_shards": 0}, "shuffle_shards 0"),
+    ],
+)
+def test_settings_are_checked_before_the_first_step(settings: dict[str, Any], message: str, shards: Path, tokenizer_folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShardDataModule(**{"shards": str(shards), "tokenizer": str(tokenizer_folder), **settings}).train_dataloader()
+
+
+def manifest(folder: Path) -> Path:
+    infos = tuple(ShardInfo(file.stem, 1, file.stat().st_size, "") for file in sorted(folder.glob("*.tar")))
+    write_json(folder / "manifest.json", ShardManifest(infos, {}, {}).to_json())
+    return folder
+
+
+def test_shards_are_checked_before_the_first_step(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    def refused(folder: Path, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            data(folder, tokenizer_folder).setup("fit")
+
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "found no .tar file")
+    whole = manifest(Path(shutil.copytree(shards, tmp_path / "whole")))
+    data(whole, tokenizer_folder).setup("fit")
+    (whole / "00001.tar").rename(whole / "other.tar")
+    refused(whole, r"missing: 00001\.tar; not in the manifest: other\.tar")
+    (whole / "other.tar").rename(whole / "00001.tar")
+    with (whole / "00002.tar").open("ab") as file:
+        file.truncate(1000)
+    refused(whole, r"00002\.tar: found 1000 bytes, need \d+ by manifest\.json")
+    (whole / "manifest.json").write_text(json.dumps({"shards": 1}))
+    refused(whole, "not a manifest of shards")
+    (whole / "manifest.json").unlink()
+    (whole / "00002.tar").write_bytes(b"no tar at all" * 100)
+    refused(whole, r"00002\.tar: not a readable tar")
+
+
+def test_plain_img2dataset_tars_train(tokenizer_folder: Path, tmp_path: Path) -> None:
+    members = [*record("000000001", b"a red fox"), *record("000000002", {"captions": ["ein Fuchs", "un renard"], "url": "x"})]
+    write_tar(tmp_path / "00000.tar", members)
+    recorder = fit(data(tmp_path, tokenizer_folder, batch_size=2), 3, tmp_path)
+    assert [sorted(keys) for keys in recorder.keys] == [["000000001", "000000002"]] * 3
+    with pytest.raises(ValueError, match="no pair of the shards can be used"):
+        fit(data(tmp_path, tokenizer_folder, batch_size=2, languages=["en"]), 3, tmp_path)
