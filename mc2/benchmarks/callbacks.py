@@ -57,7 +57,7 @@ class MultilingualBenchmark(Callback):
         """
         Args:
             tasks: what to score; names must differ.
-            every_n_steps: optimizer steps between two evaluations in `fit`; null: at its end only.
+            every_n_steps: optimizer steps between two evaluations in `fit`; null: after its last step only.
             batch_size: images of one forward on one rank; a forward of texts is as large in tokens as 16 for each image.
             languages: score only these; the protocol's name then says how many of the task's languages it has.
             results: the CSV file; null: `results.csv` in the run's log folder.
@@ -94,7 +94,9 @@ class MultilingualBenchmark(Callback):
             pl_module.log_dict(scalars(results, means_only=True), logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step that `every_n_steps` has just evaluated is not evaluated again, only shown."""
+        """A step just evaluated is only shown; a run that a signal or a time limit stopped early has no time left (`mc2 test` evaluates it)."""
+        if trainer.should_stop and trainer.global_step < trainer.max_steps:
+            return
         results = self._results if trainer.global_step == self._evaluated_step else self.evaluate(trainer, pl_module)
         show(trainer, results)
 

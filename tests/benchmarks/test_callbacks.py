@@ -75,6 +75,17 @@ def test_without_an_interval_only_the_end_of_fit_is_evaluated(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "run/results").iterdir()] == ["step=3.csv"]
 
 
+def test_a_run_that_is_stopped_early_is_not_evaluated(tmp_path: Path) -> None:
+    """The signal that stops a run leaves seconds, not minutes; `mc2 test` evaluates the checkpoint."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+            trainer.should_stop = True
+
+    fit(tmp_path / "run", MultilingualBenchmark([toy_task(tmp_path / "toy")]), Stop())
+    assert not (tmp_path / "run/results.csv").exists()
+
+
 def test_training_is_not_touched(tmp_path: Path) -> None:
     """Same weights and random state after training as without the callback; frozen parts stay in eval mode, the rest in training mode."""
     modes: list[dict[str, bool]] = []
