@@ -94,7 +94,7 @@ class MultilingualBenchmark(Callback):
             pl_module.log_dict(scalars(results, means_only=True), logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A step just evaluated is only shown; a run that a signal or a time limit stopped early has no time left (`mc2 test` evaluates it)."""
+        """A step just evaluated is only shown; a run that a signal or a time limit stopped early has no time left (use `mc2 test`)."""
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
             return
         results = self._results if trainer.global_step == self._evaluated_step else self.evaluate(trainer, pl_module)
