@@ -22,7 +22,20 @@ LID176 = frozenset(
 )
 
 # Codes that data sets use for a language that lid.176 knows under another label.
-ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id", "ji": "yi", "jp": "ja", "cmn": "zh", "gsw": "als", "quz": "qu", "arb": "ar", "pes": "fa", "swh": "sw"}
+ALIASES = {
+    "nb": "no",
+    "fil": "tl",
+    "iw": "he",
+    "in": "id",
+    "ji": "yi",
+    "jp": "ja",
+    "cmn": "zh",
+    "gsw": "als",
+    "quz": "qu",
+    "arb": "ar",
+    "pes": "fa",
+    "swh": "sw",
+}
 
 # Languages of lid.176 whose captions use the metadata of another (RECIPE 1.2).
 METADATA_OF = {"yue": "zh"}

@@ -39,7 +39,9 @@ def keyed_uniform(seed: int, purpose: str, epoch: int, key: str) -> float:
 def keyed_uniforms(seed: int, purpose: str, epoch: int, key: str, numbers: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.float64]:
     """One number in [0, 1) for each of the non-negative integers (entry ids, say): splitmix64 of the key's hash and the integer."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the algorithm
-        z = np.uint64(keyed_hash(seed, purpose, epoch, key)) + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = np.uint64(keyed_hash(seed, purpose, epoch, key)) + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))

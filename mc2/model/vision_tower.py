@@ -87,7 +87,7 @@ class VisionTower(nn.Module):
                 nn.init.normal_(parameter, std=width**-0.5)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
         for block in self.trunk.blocks:
-            init_block(block.attn, block.mlp, width, len(self.trunk.blocks))
+            init_block(block.get_submodule("attn"), block.get_submodule("mlp"), width, len(self.trunk.blocks))
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         features = self.trunk.forward_features(pixels_B3HW)

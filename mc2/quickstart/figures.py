@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mc2.benchmarks.results import MEAN, read_results
@@ -56,7 +55,7 @@ def draw_learning_curves(run: Path) -> bytes:
     for axes in (loss_axes, accuracy_axes, mix_axes):
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mc2 import languages, storage
-from mc2.benchmarks.results import MEAN, read_results
+from mc2.benchmarks.results import GROUP_MEAN, MEAN, Result, read_results
 from mc2.benchmarks.table import results_table
 from mc2.interchange.model_directory import load
 from mc2.quickstart.drawings import emoji_languages
-from mc2.quickstart.figures import draw_learning_curves
+from mc2.quickstart.figures import TASK_TITLES, draw_learning_curves
 
 SHOWN_LANGUAGES = ("en", "ar", "ja", "ru", "zh", "tr")  # of the picture grid: several scripts
+TASKS = ("emoji_held_out", "emoji_plain", "flags")
 GRID_IMAGES, NUM_NAMES, NEAREST = 24, 3, 6
 RIGHT_TO_LEFT = frozenset({"Arab", "Hebr", "Syrc", "Thaa", "Nkoo"})
 
@@ -51,7 +52,7 @@ details { margin: 1rem 0 } code { background: #f3f3f3; padding: .1rem .3rem; bor
 <h2>Learning</h2><img class="wide" alt="learning curves" src="$curves">
 <h2>Held-out drawings and their three best names</h2>
 <p>Green is right. The model chose among $num_classes names in each language.</p><div class="grid">$grid</div>
-<h2>Nearest held-out drawings for a text</h2>$nearest
+<h2>Nearest drawings for a text</h2><p>Among all drawings and flags, held-out ones too.</p>$nearest
 <h2>Curation</h2><p>$curation</p><img class="wide" alt="curation report" src="$curation_image">
 <h2>Go on</h2>$commands
 <p><small>Drawings: OpenMoji, CC BY-SA 4.0. Names: Unicode CLDR. Language identification: fastText lid.176, CC BY-SA 3.0.</small></p>
@@ -73,7 +74,7 @@ def write_html(out: Path, queries: Sequence[str]) -> None:
         all_languages=results_table(results).to_html(),
         curves=data_url(draw_learning_curves(out / "train"), "image/png"),
         grid=picture_grid(out / "benchmarks/emoji_held_out", out / "train/predictions.parquet"),
-        nearest=nearest_images(out / "model", out / "benchmarks/emoji_held_out", queries),
+        nearest=nearest_images(out / "model", [out / "benchmarks" / task for task in TASKS], queries),
         curation=curation_text(curation),
         curation_image=data_url((out / "curation/report.png").read_bytes(), "image/png"),
         commands=commands(out),
@@ -90,13 +91,16 @@ def summary(curation: Mapping[str, Any]) -> str:
     )
 
 
-def headline_numbers(results: Iterable[Any]) -> list[tuple[str, float]]:
-    """Mean top-1 of each task, and of the groups of the flags."""
-    return [
-        (f"{row.task.replace('_', ' ')}{' - ' + row.language.removeprefix('mean:') if row.language != MEAN else ''}", row.value)
-        for row in results
-        if row.metric == "top1" and row.is_mean and (row.language == MEAN) == (row.task != "flags")
+def headline_numbers(results: Iterable[Result]) -> list[tuple[str, float]]:
+    """Mean top-1 of each task; of the flags by what training saw of the languages, best first."""
+    means = {(row.task, row.language): row.value for row in results if row.metric == "top1" and row.is_mean}
+    plain = [(TASK_TITLES[task], means[task, MEAN]) for task in TASKS if task != "flags"]
+    flags = [
+        (f"flags: languages {label.removeprefix(GROUP_MEAN)}", value)
+        for (task, label), value in means.items()
+        if task == "flags" and label != MEAN
     ]
+    return plain + sorted(flags, key=lambda row: -row[1])
 
 
 def picture_grid(task: Path, predictions: Path) -> str:
@@ -120,10 +124,10 @@ def card(image: bytes, names: Mapping[str, Sequence[tuple[str, bool]]]) -> str:
     return f'<div class="card"><img alt="" src="{data_url(image, "image/jpeg")}"><div>{"".join(lines)}</div></div>'
 
 
-def nearest_images(model: Path, task: Path, queries: Sequence[str]) -> str:
-    """For each text the drawings that the model finds nearest."""
+def nearest_images(model: Path, tasks: Sequence[Path], queries: Sequence[str]) -> str:
+    """For each text the images of all tasks that the model finds nearest."""
     clip = load(model)
-    files = pq.read_table(task / "images.parquet")["image"].to_pylist()
+    files = [file for task in tasks for file in pq.read_table(task / "images.parquet")["image"].to_pylist()]
     image_ND = clip.encode_image([Image.open(io.BytesIO(file)) for file in files])
     rows = []
     for query, scores in zip(queries, clip.encode_text(queries) @ image_ND.T, strict=True):

@@ -35,6 +35,7 @@ class Quickstart:
     dirt: float = 1.0
     english_threshold: int = 40
     vocab_size: int = 8000
+    steps: int = 800
     workers: int | None = None
     queries: Sequence[str] = QUERIES
     stages: tuple[str, ...] = field(
@@ -117,12 +118,15 @@ class Quickstart:
     def fit(self) -> None:
         """Training and benchmarks: `mc2 fit` in a process of its own, as one would start it by hand; the model folder and results.csv."""
         experiment = experiment_file(EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
-        inputs = {"experiment": storage.fingerprint(experiment), "seed": self.seed}
+        inputs: dict[str, object] = {"experiment": storage.fingerprint(experiment), "seed": self.seed, "steps": self.steps}
         inputs |= {name: self._fingerprint(name) for name in ("shards", "tokenizer", "benchmarks")}
         with storage.Stage(self.out / "train", "quickstart fit", inputs) as stage:
             if not stage.done:
                 storage.write_bytes(self.out / EXPERIMENT, experiment.encode())
-                run_mc2("fit", "--config", self.out / EXPERIMENT, "--seed_everything", self.seed, "--ckpt_path", "last")
+                settings = ("--seed_everything", self.seed, "--data.init_args.seed", self.seed, "--trainer.max_steps", self.steps)
+                run_mc2("fit", "--config", self.out / EXPERIMENT, *settings, "--ckpt_path", "last")
+                if not (stage.folder / f"results/step={self.steps}.csv").exists():  # interrupted between the last step and its benchmarks
+                    run_mc2("test", "--config", stage.folder / "config.yaml", "--ckpt_path", "last")
                 self._export()
                 stage.finish({})
 
@@ -221,6 +225,7 @@ def quickstart(
     dirt: float = 1.0,
     english_threshold: int = 40,
     vocab_size: int = 8000,
+    steps: int = 800,
     workers: int | None = None,
     queries: list[str] = list(QUERIES),  # noqa: B006  (read only)
 ) -> None:
@@ -232,10 +237,11 @@ def quickstart(
         dirt: How dirty the pool is: 0 clean, 1 as a crawl, at most 10.
         english_threshold: Captions an English entry needs to belong to the head; all thresholds follow from it (RECIPE 1.1; 170,000 at 2.5 billion pairs).
         vocab_size: Pieces of the tokenizer.
+        steps: Steps of training, of 256 pairs each.
         workers: Processes of curation; one per core by default.
         queries: Texts for which the report shows the nearest held-out images.
     """
-    Quickstart(out, seed, dirt, english_threshold, vocab_size, workers, queries).run()
+    Quickstart(out, seed, dirt, english_threshold, vocab_size, steps, workers, queries).run()
 
 
 def main(argv: list[str]) -> int:

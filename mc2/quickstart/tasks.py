@@ -53,7 +53,7 @@ def flag_groups(used: Mapping[str, int], split: Split) -> dict[str, str]:
     def group(code: str) -> str:
         if code not in split.held_out_languages:
             return "seen" if used.get(code) else "dropped by curation"
-        return "left out, script seen" if seen_scripts[scripts[code]] >= SCRIPT_SEEN_FROM else "left out, script unseen"
+        return "left out - script seen" if seen_scripts[scripts[code]] >= SCRIPT_SEEN_FROM else "left out - script unseen"
 
     return {code: group(code) for code in sorted(scripts)}
 

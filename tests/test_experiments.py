@@ -1,0 +1,43 @@
+"""Every YAML of experiments/ trains for two steps; and the numbers of a finished quickstart, where there is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mc2.benchmarks.results import read_results
+from mc2.quickstart.run import Quickstart
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "runs/quickstart"
+PARENTS = {"quickstart_english.yaml": "quickstart.yaml"}  # an ablation holds only what differs from its parent
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("experiment", sorted(path.name for path in (ROOT / "experiments").glob("*.yaml")))
+def test_every_experiment_trains_for_two_steps(experiment: str, quickstart_run: Quickstart, tmp_path: Path) -> None:
+    """The command of the YAML's own head, with the debug overlay, on the folders of a small quickstart."""
+    chain = [*([PARENTS[experiment]] if experiment in PARENTS else []), experiment, "overlays/debug.yaml"]
+    configs = []
+    for name in chain:
+        path = tmp_path / Path(name).name
+        path.write_text((ROOT / "experiments" / name).read_text(encoding="utf-8").replace("runs/quickstart", str(quickstart_run.out)))
+        configs += ["--config", str(path)]
+    command = [sys.executable, "-m", "mc2", "fit", *configs, "--trainer.default_root_dir", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--data.init_args.batch_size", "16"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {row.task for row in read_results(tmp_path / "run/results.csv")} == {"emoji_held_out", "emoji_plain", "flags"}
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.skipif(not (RUN / "results.csv").exists(), reason="no finished quickstart here; `mc2 quickstart` makes one")
+@pytest.mark.parametrize(
+    ("task", "group", "least", "num_classes"), [("emoji_held_out", "mean", 0.40, 400), ("flags", "mean:left out - script seen", 0.25, 200)]
+)
+def test_quickstart_reaches_its_bars(task: str, group: str, least: float, num_classes: int) -> None:
+    row = next(r for r in read_results(RUN / "results.csv") if (r.task, r.language, r.metric) == (task, group, "top1"))
+    assert row.value >= least
+    assert row.num_classes >= num_classes
