@@ -35,7 +35,7 @@ class Quickstart:
     dirt: float = 1.0
     english_threshold: int = 40
     vocab_size: int = 8000
-    steps: int = 800
+    steps: int = 600
     workers: int | None = None
     queries: Sequence[str] = QUERIES
     stages: tuple[str, ...] = field(
@@ -225,7 +225,7 @@ def quickstart(
     dirt: float = 1.0,
     english_threshold: int = 40,
     vocab_size: int = 8000,
-    steps: int = 800,
+    steps: int = 600,
     workers: int | None = None,
     queries: list[str] = list(QUERIES),  # noqa: B006  (read only)
 ) -> None:
