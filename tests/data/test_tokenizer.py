@@ -13,18 +13,8 @@ from mc2.cli import main
 from mc2.data.tokenizer import Tokenizer, train_tokenizer
 from tests.data.shards import TEXTS, write_folder
 
-SPECIAL = [
-    "</s> a fox </s>",
-    "<s>",
-    "<pad>",
-    "<unk> fox",
-    "<mask>",
-    "<0x41><0x42>",
-    "\u2581fox\u2581",
-    "  two   spaces\tand\na line ",
-    "",
-    "ﬁne ﬃ ＡＢＣ",
-]
+ODD = ["", "  two   spaces\tand\na line ", "\u2581fox\u2581", "<0x41><0x42>", "ﬁne ﬃ ＡＢＣ"]
+SPECIAL = ["</s> a fox </s>", "<s>", "<pad>", "<unk> fox", "<mask>"]
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +34,16 @@ def transformers_tokenizer(plain: Tokenizer, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("context_length", [4, 7, 77])
 def test_ids_are_those_of_transformers(plain: Tokenizer, transformers_tokenizer: Any, context_length: int) -> None:
     ours = Tokenizer(plain.path, context_length)
-    texts = [*TEXTS, " ".join(TEXTS), "unseen Ἀ Ω ☃ 狐"]
+    texts = [*TEXTS, " ".join(TEXTS), "unseen Ἀ Ω ☃ 狐", *ODD]
     theirs = transformers_tokenizer(texts, padding=True, truncation=True, max_length=context_length)["input_ids"]
     torch.testing.assert_close(ours(texts), torch.tensor(theirs, dtype=torch.int32))
     assert ours.vocab_size == len(transformers_tokenizer)
 
 
-@pytest.mark.parametrize("text", SPECIAL)
-def test_literal_special_tokens_are_text_as_in_transformers(plain: Tokenizer, transformers_tokenizer: Any, text: str) -> None:
-    theirs = transformers_tokenizer([text], split_special_tokens=True)["input_ids"]
-    assert plain([text]).tolist() == theirs
+def test_a_literal_eos_is_text_where_transformers_ends_the_caption(plain: Tokenizer, transformers_tokenizer: Any) -> None:
+    text = "a fox </s> a hen"
+    assert transformers_tokenizer([text], split_special_tokens=True)["input_ids"][0].count(plain.eos_id) == 2
+    assert plain([text])[0].tolist().count(plain.eos_id) == 1
 
 
 def test_every_row_is_bos_pieces_eos_pad(tokenizer_folder: Path) -> None:
@@ -67,7 +57,7 @@ def test_every_row_is_bos_pieces_eos_pad(tokenizer_folder: Path) -> None:
     assert tokenizer([]).shape == (0, 0)
 
 
-@pytest.mark.parametrize("text", SPECIAL)
+@pytest.mark.parametrize("text", [*SPECIAL, *ODD])
 def test_text_never_becomes_a_special_id(tokenizer_folder: Path, text: str) -> None:
     tokenizer = Tokenizer(tokenizer_folder)
     pieces = tokenizer.encode([text])[0]
