@@ -22,15 +22,16 @@ from mc2.data.tokenizer import Tokenizer
 class ShardDataModule(LightningDataModule):
     """PairBatch after PairBatch from training shards, in an order that a seed fixes and a checkpoint resumes.
 
-    shards: folder of tars, ours or plain img2dataset ones. tokenizer: folder with tokenizer.model. balance: folder of the balance for on-line balancing
-    (None: every pair of every pass). batch_size: pairs on one rank. steps_per_epoch: batches of a virtual epoch; it only says when Lightning counts one.
+    shards: folder of tars, ours or plain img2dataset ones. tokenizer: folder with tokenizer.model. balance: folder of the balance for
+    on-line balancing (None: every pair of every pass). batch_size: pairs on one rank. steps_per_epoch: batches of a virtual epoch; it only
+    says when Lightning counts one.
     languages: only captions of these (None: all; shards without language labels cannot be filtered).
     shuffle_shards, shuffle_block: records are shuffled over this many shards at once, this many records of each.
-    lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of the workers and
-    ranks to come, and the order stays the same on another number of them.
+    lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of
+    the workers and ranks to come, and the order stays the same on another number of them.
     cache_bytes: memory of each worker for records and decoded images of small data sets, kept over passes.
-    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of `shards` if it is None
-    (then nothing is held out: give val_shards to watch for over-fitting).
+    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of `shards`
+    if it is None (then nothing is held out: give val_shards to watch for over-fitting).
 
     Errors: ValueError at construction for settings and tokenizer, in `setup` for shards and balance, before the first step.
     """
@@ -98,7 +99,10 @@ class ShardDataModule(LightningDataModule):
         return self._train
 
     def loader(self, rank: int, world_size: int, pin_memory: bool = False) -> Loader:
-        """A fresh loader of the training batches of one rank. Errors: ValueError for numbers of shards, ranks, workers and rows that do not fit."""
+        """A fresh loader of the training batches of one rank.
+
+        Errors: ValueError for numbers of shards, ranks, workers and rows that do not fit.
+        """
         self.setup("fit")
         assert self._folder is not None
         layout = {"lanes": max(1, self.num_workers), "streams_per_lane": world_size, **self.layout}

@@ -1,6 +1,7 @@
-"""Batches of this rank, endlessly, with a state that goes into Lightning's checkpoint: resume is exact, in the middle of an epoch and on other ranks too.
+"""Batches of this rank, endlessly, with a state for Lightning's checkpoint: resume is exact, inside an epoch and on other ranks too.
 
-A worker sends the positions behind a batch along with it, so the state is always that of the batches which training has seen, whatever was prefetched.
+A worker sends the positions behind a batch along with it, so the state is always that of the batches which training has seen, whatever was
+prefetched.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Delivery(NamedTuple):
 
 @dataclass
 class SampleStream:
-    """The samples of one canonical stream; `position` is the place behind the last one, `drops` counts by reason until somebody empties it."""
+    """The samples of one canonical stream. `position`: the place behind the last one; `drops`: counts by reason, emptied by the reader."""
 
     plan: Plan
     stream: int
@@ -69,7 +70,7 @@ class SampleStream:
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of the global batches this rank makes, from which batch on, and the positions of the streams there (absent: the beginning)."""
+    """Which rows of the global batches this rank makes, from which batch on, with the positions of its streams (absent: the beginning)."""
 
     rank: int
     world_size: int
@@ -116,8 +117,9 @@ def _as_it_is(delivery: Any) -> Any:
 class Loader:
     """Batches of this rank; `len` is the virtual epoch, and the next epoch goes on where the last one ended.
 
-    `layout` holds the lanes and streams_per_lane that the user fixed; one that is not fixed is taken over from the checkpoint on a resume. `drops` counts by
-    reason what this rank dropped since the start of the process. Errors: ValueError, before the first batch, for numbers that do not divide.
+    `layout` holds the lanes and streams_per_lane that the user fixed; one that is not fixed is taken over from the checkpoint on a resume.
+    `drops` counts by reason what this rank dropped since the start of the process. Errors: ValueError, before the first batch, for numbers
+    that do not divide.
     """
 
     def __init__(self, batches: BatchStream, steps: int, num_workers: int, layout: Mapping[str, int], pin_memory: bool = False) -> None:
@@ -178,8 +180,11 @@ class Loader:
                 f"data: the checkpoint belongs to another order of samples ({'; '.join(different)}); set the same, or start a new run"
             )
         plan = replace(plan, **{key: found[key] for key in LAYOUT})
-        share = replace(share, first_batch=state["batch"], positions={int(k): Position(*v) for k, v in state["positions"].items()})
         check_layout(plan, share, self._num_workers)
+        # only its own streams: what it was told of the others would overwrite their progress in the next checkpoint
+        own = {stream for lane in range(plan.lanes) for stream in plan.lane_streams(lane, share.rank, share.world_size)}
+        positions = {int(stream): Position(*position) for stream, position in state["positions"].items() if int(stream) in own}
+        share = replace(share, first_batch=state["batch"], positions=positions)
         self.close()
         self._batches.plan, self._batches.share = plan, share
 
@@ -188,7 +193,8 @@ def check_layout(plan: Plan, share: Share, num_workers: int) -> None:
     """Errors: ValueError if ranks, workers or rows do not divide the lanes and streams of the plan."""
     if plan.streams_per_lane % share.world_size:
         raise ValueError(
-            f"data: found streams_per_lane {plan.streams_per_lane} for {share.world_size} ranks, need a multiple; change the number of ranks"
+            f"data: found streams_per_lane {plan.streams_per_lane} for {share.world_size} ranks, need a multiple; change the number of "
+            "ranks"
         )
     if plan.lanes % max(num_workers, 1):
         raise ValueError(

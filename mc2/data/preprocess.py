@@ -1,4 +1,7 @@
-"""Encoded images to uint8 tensors (3, H, W): one object for training, evaluation and the model card. Nothing is normalised here (the model does it)."""
+"""Encoded images to uint8 tensors (3, H, W): one object for training, evaluation and the model card.
+
+Nothing is normalised here (the model does it).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-# Formats that a pool really holds under its `.jpg` (a JPEG with several pictures, MPO, is a JPEG to PIL); others (EPS calls a program) are not opened.
+# Formats that a pool really holds under its `.jpg` (MPO, several pictures in a JPEG, opens as JPEG). Not all of PIL's: EPS calls a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 
 
@@ -31,7 +34,8 @@ class HugeImage(ValueError):
 class ImagePreprocess:
     """Settings of the images: uint8 (3, image_size, image_size) out of an encoded file.
 
-    mode: evaluation resizes the shortest edge and crops the centre ("crop"), or resizes both edges ("squash"); both equal open_clip's transform.
+    mode: evaluation resizes the shortest edge and crops the centre ("crop"), or resizes both edges ("squash"); both equal open_clip's
+    transform.
     mean, std: of the channels in [0, 1]; the model normalises with them and the model card carries them.
     scale, ratio: area and aspect ratio of the random crop of training, as in RandomResizedCrop; bicubic.
     max_pixels: an image whose header says more is refused before it is decoded.
@@ -79,7 +83,7 @@ class ImagePreprocess:
         return image
 
     def decode(self, data: bytes) -> Tensor:
-        """The decoded image as training uses it: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop."""
+        """The decoded image for training: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop."""
         image = self.open(data)
         shrink = max(1.0, self._shortest_crop(image.width, image.height) / self.image_size)
         image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
@@ -99,7 +103,8 @@ class ImagePreprocess:
     def evaluate(self, image: bytes | Image.Image) -> Tensor:
         """The image as open_clip's evaluation transform sees it before it normalises.
 
-        Equal to the last bit, except where the resized image would exceed `max_pixels` on its way to the crop (1 x 60,000, say): there within a few levels.
+        Equal to the last bit, except where the resized image would exceed `max_pixels` on its way to the crop (1 x 60,000, say): there
+        within a few levels.
         """
         picture = _decoded(self.open(image) if isinstance(image, bytes) else image)
         size = (self.image_size, self.image_size)

@@ -1,4 +1,7 @@
-"""A record of a shard becomes a sample of this pass: one caption drawn and balanced, the image decoded and cropped. B samples become a PairBatch."""
+"""A record of a shard becomes a sample of this pass: one caption drawn and balanced, the image decoded and cropped.
+
+B samples become a PairBatch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleMaker:
-    """Draws and decodes. `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all).
+    """Draws and decodes.
+
+    `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all).
 
     Every choice is a keyed hash of (seed, pass, pair key).
     """

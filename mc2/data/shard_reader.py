@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(slots=True)
 class Record:
-    """A pair of a shard: the captions that can be used, the image as it was read or, in the cache, decoded, and the reasons of what was dropped in it."""
+    """A pair of a shard: the usable captions, the image (encoded or, in the cache, decoded), the reasons of what was dropped in it."""
 
     key: str
     captions: tuple[PackedCaption, ...] = ()
@@ -45,7 +45,10 @@ class ShardFolder:
 
 
 def open_folder(path: str | Path) -> ShardFolder:
-    """The shards of a folder, each as long as the manifest says or, without one, each with a readable header. Errors: ValueError that names the first that is not."""
+    """The shards of a folder, each as long as the manifest says or, without one, each with a readable header.
+
+    Errors: ValueError that names the first that is not.
+    """
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no folder of shards here; give one with .tar files (`mc2 curate pack` writes them)")
@@ -98,7 +101,10 @@ def _check_header(file: Path) -> None:
 
 
 class ShardReader:
-    """Records of shards, in the order of the tar. Up to `cache_bytes` of them stay in memory, so that later passes neither read nor decode them."""
+    """Records of shards, in the order of the tar.
+
+    Up to `cache_bytes` of them stay in memory, so that later passes neither read nor decode them.
+    """
 
     def __init__(self, folder: ShardFolder, cache_bytes: int = 0) -> None:
         self.folder, self._free_bytes = folder, cache_bytes
@@ -132,7 +138,10 @@ class ShardReader:
 
 
 def read_shard(file: Path) -> Iterator[Record]:
-    """The records of a tar. One that breaks off ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened."""
+    """The records of a tar.
+
+    One that breaks off ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened.
+    """
     failures: list[Exception] = []
 
     def stop(error: Exception) -> bool:

@@ -1,11 +1,13 @@
 """The order of training records: a function of (shards, seed, pass), dealt out in fixed canonical streams to ranks and workers.
 
-The shards of all passes stand in one endless row, each pass in an order of its own; stream j of S takes every S-th shard of the row, so that after any number
-of passes every shard was seen equally often, whatever S is. A stream reads up to `shuffle_shards` shards of a pass at once, a block of `shuffle_block`
-records of each, and yields the block in random order. A position is therefore four small numbers, and going back to it reads only the shards that are open.
+The shards of all passes stand in one endless row, each pass in an order of its own; stream j of S takes every S-th shard of the row, so
+that after any number of passes every shard was seen equally often, whatever S is. A stream reads up to `shuffle_shards` shards of a pass at
+once, a block of `shuffle_block` records of each, and yields the block in random order. A position is therefore four small numbers, and
+going back to it reads only the shards that are open.
 
-Lanes: global batch number t is taken from the streams of lane t mod `lanes`, the same number of records from each. Ranks share the streams of a lane, workers
-share the lanes: with any number of ranks that divides the streams of a lane, and of workers that divides the lanes, the global batches are the same.
+Lanes: global batch number t is taken from the streams of lane t mod `lanes`, the same number of records from each. Ranks share the streams
+of a lane, workers share the lanes: with any number of ranks that divides the streams of a lane, and of workers that divides the lanes, the
+global batches are the same.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ class Plan:
                 raise ValueError(f"data: found {name} {getattr(self, name)}, need at least 1")
         if len(self.folder.names) < self.num_streams:
             raise ValueError(
-                f"{self.folder.path}: found {len(self.folder.names)} shards for {self.num_streams} streams ({self.lanes} lanes, one for each worker, of {self.streams_per_lane} "
-                f"streams, one for each rank), need at least as many shards; use {self._advice()}, or pack into more shards"
+                f"{self.folder.path}: found {len(self.folder.names)} shards for {self.num_streams} streams ({self.lanes} lanes, one for "
+                f"each worker, of {self.streams_per_lane} streams, one for each rank), need at least as many shards; use {self._advice()}, "
+                "or pack into more shards"
             )
 
     @property
@@ -95,7 +98,10 @@ class Plan:
 
 
 def stream_records(plan: Plan, stream: int, start: Position, read: Callable[[str], Iterator[Record]]) -> Iterator[tuple[Position, Record]]:
-    """The records of a stream from a position on, endlessly, each with the position behind it. Errors: ValueError if the shards hold no record at all."""
+    """The records of a stream from a position on, endlessly, each with the position behind it.
+
+    Errors: ValueError if the shards hold no record at all.
+    """
     empty_passes = 0
     for epoch in count(start.epoch):
         empty_passes += 1

@@ -1,7 +1,7 @@
 """Captions to ids and back: SentencePiece in XLM-V form, so that files trained here and XLM-V's own go through one class.
 
-Form (RECIPE 2.3, the fairseq layout): bos 0, pad 1, eos 2, unk 3, every other piece has its SentencePiece id + 1, the mask comes last; rows are
-`bos pieces eos pad ...`. Shapes: B captions, L ids of the longest.
+Form (RECIPE 2.3, the fairseq layout): bos 0, pad 1, eos 2, unk 3, every other piece has its SentencePiece id + 1, the mask comes last; rows
+are `bos pieces eos pad ...`. Shapes: B captions, L ids of the longest.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ FIRST_PIECES = ["<unk>", "<s>", "</s>"]
 
 
 class Tokenizer:
-    """Ids of captions, int32 (B, L): bos ... eos, filled with pad up to the longest caption; `context_length` ids at most, the last of them eos.
+    """Ids of captions, int32 (B, L): bos ... eos, then pad up to the longest caption; at most `context_length` ids, the last eos.
 
-    `path` is a folder with `tokenizer.model`, or a SentencePiece file. Text goes in as it is (case kept, NFKC by the file's own rules). The literal text of a
-    special token is only text: SentencePiece never produces a control piece from it. Errors: ValueError if the file is missing, broken or of another form.
+    `path` is a folder with `tokenizer.model`, or a SentencePiece file. Text goes in as it is (case kept, NFKC by the file's own rules). The
+    literal text of a special token is only text: SentencePiece never produces a control piece from it. Errors: ValueError if the file is
+    missing, broken or of another form.
     """
 
     bos_id, pad_id, eos_id, unk_id = 0, 1, 2, 3
@@ -84,7 +85,8 @@ def _load(file: Path) -> sentencepiece.SentencePieceProcessor:
         found, need = storage.sha256_file(file), storage.read_json(card).get("sha256")
         if found != need:
             raise ValueError(
-                f"{file}: found SHA-256 {found[:12]}, need {str(need)[:12]} of {card.name}; copy both files again or train the tokenizer again"
+                f"{file}: found SHA-256 {found[:12]}, need {str(need)[:12]} of {card.name}; copy both files again or train the "
+                "tokenizer again"
             )
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
@@ -110,9 +112,9 @@ def train_tokenizer(
     """A unigram tokenizer trained on the captions, written to `out` as `tokenizer.model` + `tokenizer.json`.
 
     vocab_size: ids of the finished tokenizer, that is rows of the embedding; fewer come out if the captions do not hold that many pieces.
-    character_coverage: share of the captions' characters that get a piece of their own; the rest, and every script never seen, is spelt in bytes
-    (3 or 4 ids a character), so that nothing becomes unk. Without byte_fallback it does, as in XLM-V.
-    The same captions in the same order give the same bytes. Errors: ValueError without captions or with a size that the characters do not fit in.
+    character_coverage: share of the captions' characters that get a piece of their own; the rest, and every script never seen, is spelt in
+    bytes (3 or 4 ids a character), so that nothing becomes unk. Without byte_fallback it does, as in XLM-V. The same captions in the same
+    order give the same bytes. Errors: ValueError without captions or with a size that the characters do not fit in.
     """
     model = io.BytesIO()
     sentences = (" ".join(text.split()) for text in texts if text.strip())

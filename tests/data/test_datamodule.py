@@ -1,4 +1,4 @@
-"""The data module in a real Trainer: killed and resumed in the middle of an epoch, on one rank and on two; and every bad input before the first step."""
+"""The data module in a real Trainer, stopped and resumed inside an epoch, on one rank and on two; every bad input before the first step."""
 
 from __future__ import annotations
 
@@ -113,20 +113,21 @@ def test_a_run_resumed_in_the_middle_repeats_keys_and_losses(
     assert whole.val_keys == whole.val_keys[:8] * 2  # of 9 pairs two whole batches, at steps 7 and 14
 
 
-def rank_fit(shards: Path, tokenizer_folder: Path, folder: Path, resume: bool) -> list[list[str]]:
-    """One rank of two, inside a process."""
+def rank_fit(shards: Path, tokenizer_folder: Path, folder: Path, save: int, resume: int) -> list[list[str]]:
+    """One rank of two, inside a process; resumed from a step unless that is 0, saved at a step."""
     module = data(shards, tokenizer_folder, batch_size=2)  # the harness forks daemons, which may not have workers
-    path = folder / "two.ckpt"
-    return fit(module, 12, folder, None if resume else (7, path), path if resume else None, devices=2).keys
+    checkpoint = folder / f"{resume}.ckpt" if resume else None
+    return fit(module, 12, folder, (save, folder / f"{save}.ckpt"), checkpoint, devices=2).keys
 
 
 def test_two_ranks_resume_and_one_goes_on_where_they_stopped(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     arguments = (shards, tokenizer_folder, tmp_path)
-    whole = run_processes(rank_fit, [(*arguments, False)] * 2, join=False, timeout=240)
-    rest = run_processes(rank_fit, [(*arguments, True)] * 2, join=False, timeout=240)
-    assert rest == [keys[7:] for keys in whole]
+    whole = run_processes(rank_fit, [(*arguments, 7, 0)] * 2, join=False, timeout=240)
+    for save, resume in ((9, 7), (11, 9)):  # a resumed run is resumed again
+        rest = run_processes(rank_fit, [(*arguments, save, resume)] * 2, join=False, timeout=240)
+        assert rest == [keys[resume:] for keys in whole]
     assert not {key for batch in whole[0][:5] for key in batch} & {key for batch in whole[1][:5] for key in batch}
-    state = torch.load(tmp_path / "two.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    state = torch.load(tmp_path / "7.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     loader = data(shards, tokenizer_folder).loader(0, 1)
     loader.load_state_dict(state[0])
     rows = [batch.keys for batch in loader]
