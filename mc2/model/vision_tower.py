@@ -73,6 +73,8 @@ class VisionTower(nn.Module):
         self.trunk = build_trunk(config)
         width, positions = self.trunk.num_features, self.trunk.patch_embed.num_patches + self.trunk.num_prefix_tokens
         self.projection = nn.Linear(width * positions if config.readout == "concat" else width, embed_dim, bias=False)
+        if config.readout == "concat":
+            self.trunk.fc_norm = nn.Identity()  # the norm of timm's pooling would get no gradient, which DDP refuses
         self.init_weights()
 
     @torch.no_grad()

@@ -91,3 +91,27 @@ def test_refuses_bad_input(towers: TwoTower) -> None:
         VisionTower(VisionConfig(timm_kwargs={"colour": 1}), 8)
     with pytest.raises(ValueError, match="need all above 0"):
         TwoTowerConfig(embed_dim=0)
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        VISION,
+        VisionConfig("vit_tiny_patch16_224", 16, 8, layers=1, readout="concat", timm_kwargs={"class_token": False, "global_pool": "avg"}),
+    ],
+)
+def test_every_parameter_gets_a_gradient(vision: VisionConfig) -> None:
+    """DDP refuses a module with a parameter that the loss does not depend on."""
+    towers = TwoTower(TwoTowerConfig(embed_dim=8, vision=vision, text=CONFIG.text))
+    image, text, scale = towers(torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), torch.tensor([[0, 5, 2], [0, 6, 2], [0, 7, 2]]))
+    (scale * (image @ text.T)).logsumexp(1).sum().backward()
+    assert [name for name, parameter in towers.named_parameters() if parameter.grad is None] == []
+
+
+def test_concatenated_readout_is_all_positions_side_by_side() -> None:
+    tower = VisionTower(VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, readout="concat"), embed_dim=8)
+    pixels = torch.randn(2, 3, 16, 16)
+    states = tower.trunk.forward_features(pixels)
+    assert states.shape == (2, 1 + 4, 16)
+    by_hand = torch.stack([torch.stack([tower.projection.weight @ torch.cat(list(image)) for image in states])])[0]
+    torch.testing.assert_close(tower(pixels), by_hand, rtol=1e-4, atol=1e-5)
