@@ -162,7 +162,7 @@ def scalars(results: Iterable[Result], means_only: bool = False) -> dict[str, fl
 def show(trainer: Trainer, results: Sequence[Result]) -> None:
     """Print the table on the first rank."""
     if trainer.is_global_zero:
-        rich.print(results_table(results, LANGUAGES_IN_TERMINAL).to_rich())
+        rich.print(results_table(results, LANGUAGES_IN_TERMINAL, compact=True).to_rich())
 
 
 @contextmanager

@@ -53,16 +53,18 @@ class Table:
         return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody>\n</table>\n"
 
 
-def results_table(results: Sequence[Result], max_languages: int | None = None) -> Table:
+def results_table(results: Sequence[Result], max_languages: int | None = None, compact: bool = False) -> Table:
     """Means first, then languages, those that most tasks have before the others. A column for each task, protocol and headline metric.
 
-    `max_languages` keeps the table short; the means are always those of all languages.
+    `max_languages` keeps the table short; the means are always those of all languages. `compact` keeps it narrow: of each task only the first headline metric.
     """
     tasks, metrics = list(dict.fromkeys(row.task for row in results)), list(HEADLINES)
     wanted = [row for row in results if row.metric in HEADLINES]
     columns = sorted(
         dict.fromkeys((row.task, row.protocol, row.metric) for row in wanted), key=lambda c: (tasks.index(c[0]), metrics.index(c[2]), c[1])
     )
+    if compact:
+        columns = [next(column for column in columns if column[0] == task) for task in dict.fromkeys(column[0] for column in columns)]
     value = {(row.language, row.task, row.protocol, row.metric): f"{100 * row.value:.1f}" for row in wanted}
     tasks_of: dict[str, set[str]] = {}
     for row in wanted:

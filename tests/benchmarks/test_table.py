@@ -77,6 +77,12 @@ def test_a_short_table_keeps_the_means_and_says_what_is_missing() -> None:
     assert "3 more languages in the results file" in console.file.getvalue()
 
 
+def test_a_compact_table_has_one_column_for_each_task() -> None:
+    table = results_table(example(), compact=True)
+    assert table.header == ("language", "emoji top-1", "flags top-1")
+    assert table.rows[0] == ("mean", "30.0", "30.0")
+
+
 def test_markdown_and_html() -> None:
     table = results_table(example())
     lines = table.to_markdown().splitlines()

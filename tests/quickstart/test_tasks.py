@@ -46,7 +46,9 @@ def test_flags_are_grouped_by_what_training_saw() -> None:
 def test_only_captions_that_matched_count_as_used(tmp_path: Path) -> None:
     (tmp_path / "matched").mkdir()
     rows = [("a", 0, None), ("a", 1, "no_entry"), ("b", 0, None)]
-    matched: list[dict[str, object]] = [{"key": k, "caption_index": i, "language": "xx", "score": 1.0, "entries": [], "drop": drop} for k, i, drop in rows]
+    matched: list[dict[str, object]] = [
+        {"key": k, "caption_index": i, "language": "xx", "score": 1.0, "entries": [], "drop": drop} for k, i, drop in rows
+    ]
     pq.write_table(pa.Table.from_pylist(matched, MATCHED_SCHEMA), tmp_path / "matched/00000.parquet")
     (tmp_path / "matched/done.json").write_text("{}")
     true = [

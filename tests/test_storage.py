@@ -1,0 +1,115 @@
+"""Keyed draws, fingerprints, atomic writes and stages: what every output on disk relies on."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mc2 import storage
+from mc2.storage import Stage
+
+
+def test_draws_depend_on_every_part_of_the_key_and_on_nothing_else() -> None:
+    draw = storage.keyed_uniform(0, "balance", 3, "pair")
+    assert draw == storage.keyed_uniform(0, "balance", 3, "pair")
+    others = [(1, "balance", 3, "pair"), (0, "caption", 3, "pair"), (0, "balance", 4, "pair"), (0, "balance", 3, "pain")]
+    assert draw not in [storage.keyed_uniform(*other) for other in others]
+
+
+def test_draws_are_uniform() -> None:
+    one_by_one = np.array([storage.keyed_uniform(0, "test", 0, str(i)) for i in range(20_000)])
+    at_once = storage.keyed_uniforms(0, "test", 0, "key", np.arange(20_000))
+    for draws in (one_by_one, at_once):
+        assert 0 <= draws.min() < draws.max() < 1
+        np.testing.assert_allclose(np.histogram(draws, 10, (0, 1))[0] / 20_000, 0.1, atol=0.01)
+    assert abs(np.corrcoef(at_once[:-1], at_once[1:])[0, 1]) < 0.03
+
+
+def test_draws_for_entries_do_not_depend_on_their_company() -> None:
+    alone = [storage.keyed_uniforms(7, "balance", 1, "pair", [entry])[0] for entry in (5, 0, 2**31)]
+    assert storage.keyed_uniforms(7, "balance", 1, "pair", [5, 0, 2**31]).tolist() == alone
+
+
+def test_order_does_not_depend_on_the_order_given() -> None:
+    keys = [f"{i:05d}" for i in range(50)]
+    order = storage.keyed_order(0, "shards", 0, keys)
+    assert order == storage.keyed_order(0, "shards", 0, reversed(keys))
+    assert sorted(order) == keys != order
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    storage.write_bytes(path, b"old")
+    with pytest.raises(TypeError), storage.atomic_write(path) as file:
+        file.writelines([b"half", None])  # type: ignore[list-item]
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(errno.ENOSPC, "file: the disk is full; free some space"), (errno.EROFS, "file: cannot be written .* give a folder")],
+)
+def test_a_full_or_read_only_disk_is_one_line_with_the_cure(
+    code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ValueError, match=message):
+        storage.write_bytes(tmp_path / "file", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.json: not found"):
+        storage.read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match=r"bad\.json: not valid JSON"):
+        storage.read_json(tmp_path / "bad.json")
+
+
+def test_a_stage_is_done_once_and_only_with_its_own_inputs(tmp_path: Path) -> None:
+    with Stage(tmp_path / "out", "match", {"seed": 0, "pool": "a"}) as stage:
+        assert not stage.done
+        stage.finish({"captions": 3})
+    with Stage(tmp_path / "out", "match", {"seed": 0, "pool": "a"}) as stage:
+        assert stage.done
+        assert stage.results == {"captions": 3}
+    with pytest.raises(ValueError, match=r"belongs to another run \(pool: found 'a', need 'b'\); choose another output folder or delete"):
+        Stage(tmp_path / "out", "match", {"seed": 0, "pool": "b"}).__enter__()
+
+
+def test_an_interrupted_stage_is_not_done(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Stage(tmp_path, "pack", {}):
+        raise KeyboardInterrupt
+    with Stage(tmp_path, "pack", {}) as stage:
+        assert not stage.done
+
+
+def hold(folder: Path, ready: multiprocessing.synchronize.Event, leave: multiprocessing.synchronize.Event) -> None:
+    with Stage(folder, "pack", {}):
+        ready.set()
+        leave.wait(30)
+
+
+def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, leave))
+    other.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(ValueError, match="another job is writing here"):
+            Stage(tmp_path, "pack", {}).__enter__()
+    finally:
+        leave.set()
+        other.join(30)
+    with Stage(tmp_path, "pack", {}) as stage:
+        assert not stage.done
