@@ -25,7 +25,7 @@ def quickstart_run(few_drawings: list[drawings.Drawing], tmp_path_factory: pytes
         for module in (pool, tasks):
             patch.setattr(module, "load_drawings", lambda: few_drawings)
         quickstart = Quickstart(
-            tmp_path_factory.mktemp("quickstart") / "run", vocab_size=700, steps=STEPS, queries=["ein Fuchs", "<b>猫</b>"]
+            tmp_path_factory.mktemp("quickstart") / "run", vocab_size=1500, steps=STEPS, queries=["ein Fuchs", "<b>猫</b>"]
         )
         quickstart.run()
     return quickstart

@@ -77,7 +77,8 @@ class MultilingualBenchmark(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
         """Errors: ValueError for a module or a data module that cannot be evaluated, before anything is trained."""
-        encoder_and_data(trainer, pl_module)
+        if trainer.state.fn != TrainerFn.PREDICTING:  # nothing is evaluated there
+            encoder_and_data(trainer, pl_module)
         self._evaluated = False
 
     def teardown(self, trainer: Trainer, *_: object, **__: object) -> None:
