@@ -10,6 +10,7 @@ import difflib
 from functools import lru_cache
 
 import langcodes
+from langcodes.tag_parser import LanguageTagError
 
 # The 176 labels of fastText's lid.176 models, checked against the packaged model by a test.
 LID176 = frozenset(
@@ -18,7 +19,7 @@ LID176 = frozenset(
     fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv
     mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd
     sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh
-    """.split()
+    """.split()  # noqa: SIM905  (a list of 176 literals fills a page)
 )
 
 # Codes that data sets use for a language that lid.176 knows under another label.
@@ -50,7 +51,7 @@ def canonical(code: str) -> str:
         return ALIASES[code]
     try:
         language = langcodes.Language.get(code)
-    except langcodes.LanguageTagError:
+    except LanguageTagError:
         language = None
     if language is None or language.language is None or not langcodes.Language.make(language=language.language).is_valid():
         near = difflib.get_close_matches(code.lower(), sorted(LID176), n=3)

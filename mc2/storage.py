@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,9 +137,9 @@ class Stage:
         self.fingerprint = fingerprint(self.inputs)
         self._lock: IO[bytes] | None = None
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / ".lock", "wb")  # noqa: SIM115  (held until __exit__)
+        self._lock = open(self.folder / ".lock", "wb")  # held until __exit__
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
