@@ -123,8 +123,10 @@ class Quickstart:
         with storage.Stage(self.out / "train", "quickstart fit", inputs) as stage:
             if not stage.done:
                 storage.write_bytes(self.out / EXPERIMENT, experiment.encode())
-                settings = ("--seed_everything", self.seed, "--data.init_args.seed", self.seed, "--trainer.max_steps", self.steps)
-                run_mc2("fit", "--config", self.out / EXPERIMENT, *settings, "--ckpt_path", "last")
+                settings = {"--seed_everything": self.seed, "--data.init_args.seed": self.seed}
+                settings |= {"--trainer.max_steps": self.steps, "--data.init_args.steps_per_epoch": self.steps}
+                arguments = [word for setting in settings.items() for word in setting]
+                run_mc2("fit", "--config", self.out / EXPERIMENT, *arguments, "--ckpt_path", "last")
                 if not (stage.folder / f"results/step={self.steps}.csv").exists():  # interrupted between the last step and its benchmarks
                     run_mc2("test", "--config", stage.folder / "config.yaml", "--ckpt_path", "last")
                 self._export()
@@ -232,7 +234,7 @@ def quickstart(
     """The whole flow on real data in minutes: pool, curation, shards, training, benchmarks, report. The same line again goes on after Ctrl-C.
 
     Args:
-        out: Folder to write; about 400 MB. A finished stage in it is not run again; a folder of other settings is refused.
+        out: Folder to write; about 500 MB. A finished stage in it is not run again; a folder of other settings is refused.
         seed: Of the pool's dirt, of the order of training and of the initial weights.
         dirt: How dirty the pool is: 0 clean, 1 as a crawl, at most 10.
         english_threshold: Captions an English entry needs to belong to the head; all thresholds follow from it (RECIPE 1.1; 170,000 at 2.5 billion pairs).
