@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mc2 import storage
+from mc2.curation.pack_stage import add_member
 from mc2.quickstart.drawings import Drawing, Kind, Split, load_drawings
 
 IMAGE_SIZE = 96
@@ -184,10 +185,3 @@ def img2dataset_json(draft: Draft) -> bytes:
 def encoded(text: str, kind: str) -> bytes:
     """UTF-8, but for the captions that are dirty in this way."""
     return text.encode("latin-1", "replace") if kind == "not_utf8" else text.encode()
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member without clock and owner, so that the same pool has the same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
