@@ -31,11 +31,17 @@ DROP_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One image with its captions, as the pool has them. `image` is the encoded file, None for a pool of text only."""
+    """One image with its captions, as the pool has them.
+
+    image: the encoded file, None for a pool of text only; `url` is where it can be had then.
+    hint: BCP 47 tag of the language that the page declares ("de", "pt-BR"), or of its country alone ("und-CH"); "" where nothing is known.
+    """
 
     key: str
     captions: tuple[str, ...]
     image: bytes | None = None
+    url: str = ""
+    hint: str = ""
 
 
 # One row per caption of one pool shard: `match` writes it, `balance` sums over it, `pack` joins it with the images by key.

@@ -20,16 +20,17 @@ MAY_IMPORT = {
     "languages": set(),
     "storage": {"__init__"},
     "model": set(),
-    "metadata": BASE,
-    "curation": BASE | {"metadata"},
+    "engines": {"storage"},
+    "metadata": BASE | {"engines"},
+    "curation": BASE | {"engines", "metadata"},
     "data": BASE | {"curation"},
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
     "interchange": BASE | {"data", "model", "training"},
-    "quickstart": BASE | {"metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
+    "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
     "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},
 }
-TORCH_FREE = {"cli", "records", "languages", "storage", "metadata", "curation"}
+TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation"}
 HEAVY = {"torch", "lightning", "torchvision", "timm", "transformers", "open_clip", "torchmetrics", "webdataset"}
 
 

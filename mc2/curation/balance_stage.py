@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from mc2 import storage
 from mc2.curation import balance
-from mc2.curation.engines import Engine, LocalEngine
+from mc2.engines.engine import Engine
+from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import Metadata
 
 

@@ -32,8 +32,8 @@ def match(
         workers: Processes; one per core by default.
         progress: Show progress bars.
     """
-    from mc2.curation.engines import LocalEngine
     from mc2.curation.match_stage import MatchSettings, run_match
+    from mc2.engines.local import LocalEngine
 
     results = run_match(pool, metadata, out, MatchSettings(min_score, max_characters, rule), LocalEngine(workers, progress))
     print(
@@ -65,7 +65,7 @@ def balance(
         progress: Show progress bars.
     """
     from mc2.curation.balance_stage import run_balance
-    from mc2.curation.engines import LocalEngine
+    from mc2.engines.local import LocalEngine
 
     value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, LocalEngine(workers, progress))
     total = value["total"]
@@ -101,8 +101,8 @@ def pack(
         workers: Processes; one per core by default.
         progress: Show progress bars.
     """
-    from mc2.curation.engines import LocalEngine
     from mc2.curation.pack_stage import PackSettings, run_pack
+    from mc2.engines.local import LocalEngine
 
     manifest = run_pack(pool, matched, balance, out, PackSettings(balanced, seed, epoch, max_pixels), LocalEngine(workers, progress))
     print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
@@ -157,10 +157,10 @@ def run(
         progress: Show progress bars.
     """
     from mc2.curation.balance_stage import run_balance
-    from mc2.curation.engines import LocalEngine
     from mc2.curation.match_stage import MatchSettings, run_match
     from mc2.curation.pack_stage import PackSettings, run_pack
     from mc2.curation.report import write_report
+    from mc2.engines.local import LocalEngine
 
     engine = LocalEngine(workers, progress)
     run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine)

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.engines import Engine, LocalEngine
 from mc2.curation.language_id import LanguageIdentifier, known_languages
 from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
 from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
+from mc2.engines.engine import Engine
+from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import Metadata
 from mc2.records import MATCHED_SCHEMA
 

@@ -25,9 +25,10 @@ from PIL import Image
 from mc2 import storage
 from mc2.curation.balance import FloatArray, draw_caption
 from mc2.curation.balance_stage import probabilities_once
-from mc2.curation.engines import Engine, LocalEngine
 from mc2.curation.match_stage import sum_drops
 from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
+from mc2.engines.engine import Engine
+from mc2.engines.local import LocalEngine
 from mc2.records import PackedCaption, Pair, ShardInfo, ShardManifest
 
 # "online": all matched captions are packed, the loader draws afresh each epoch. "offline": one draw now, for good; shards are smaller.

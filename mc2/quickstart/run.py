@@ -71,15 +71,15 @@ class Quickstart:
 
     def match(self) -> None:
         """Language and entries of every caption."""
-        from mc2.curation.engines import LocalEngine
         from mc2.curation.match_stage import run_match
+        from mc2.engines.local import LocalEngine
 
         run_match(self.out / "pool", self.out / "metadata", self.out / "matched", engine=LocalEngine(self.workers))
 
     def balance(self) -> None:
         """Counts, thresholds and probabilities."""
         from mc2.curation.balance_stage import run_balance
-        from mc2.curation.engines import LocalEngine
+        from mc2.engines.local import LocalEngine
 
         run_balance(
             self.out / "matched", self.out / "metadata", self.out / "balance", self.english_threshold, engine=LocalEngine(self.workers)
@@ -87,9 +87,9 @@ class Quickstart:
 
     def pack(self) -> None:
         """Training shards, balanced on-line by the loader; and the report of curation."""
-        from mc2.curation.engines import LocalEngine
         from mc2.curation.pack_stage import run_pack
         from mc2.curation.report import write_report
+        from mc2.engines.local import LocalEngine
 
         run_pack(self.out / "pool", self.out / "matched", self.out / "balance", self.out / "shards", engine=LocalEngine(self.workers))
         write_report(self.out / "balance", self.out / "curation", self.out / "matched", self.truth, self.out / "shards")

@@ -18,9 +18,10 @@ from PIL import Image
 from mc2 import storage
 from mc2.curation.balance import Balance, draw_caption, keep_probability
 from mc2.curation.balance_stage import run_balance
-from mc2.curation.engines import LocalEngine, ShardErrors
 from mc2.curation.match_stage import MatchSettings, run_match
 from mc2.curation.pack_stage import PackSettings, image_extension, run_pack
+from mc2.engines.engine import ShardErrors
+from mc2.engines.local import LocalEngine
 from mc2.metadata.build import build_metadata
 from mc2.metadata.entries import Metadata
 from mc2.records import MATCHED_SCHEMA, PackedCaption, ShardManifest

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mc2.curation.engines import Engine, LocalEngine, ShardErrors
+from mc2.engines.engine import Engine, ShardErrors
+from mc2.engines.local import LocalEngine
 
 
 def square(item: str) -> int:

@@ -1,28 +1,16 @@
-"""Where a function is applied to shards: an engine maps, nothing else (DESIGN decision 2). Stages are idempotent, so what failed is simply run again."""
+"""The default engine: processes on this machine."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import Protocol, TypeVar
+from contextlib import closing
 
-Item = TypeVar("Item", str, Path)
-Result = TypeVar("Result")
-
-
-class Engine(Protocol):
-    """Applies a picklable function to every item, in any order and anywhere, and returns the results in the order of the items.
-
-    An item that fails does not stop the others. Errors: ValueError that names the failed items, after all others are done.
-    """
-
-    def map(self, name: str, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]: ...
+from mc2.engines.engine import Item, Result, ShardErrors, label, progress_bar
 
 
 class LocalEngine:
@@ -39,7 +27,7 @@ class LocalEngine:
         results: dict[Item, Result] = {}
         failures: dict[Item, BaseException] = {}
         run = self._run_here if min(self.workers, len(items)) <= 1 else self._run_in_processes
-        with _progress_bar(name, len(items), self.progress) as advance, closing(run(function, items)) as futures:
+        with progress_bar(name, len(items), self.progress) as advance, closing(run(function, items)) as futures:
             for item, future in futures:
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
@@ -53,7 +41,7 @@ class LocalEngine:
                     failures[item] = error
                 advance()
         if failures:
-            errors = {_label(item): failures[item] for item in items if item in failures}
+            errors = {label(item): failures[item] for item in items if item in failures}
             raise ShardErrors(name, errors, len(items)) from next(iter(errors.values()))
         return [results[item] for item in items]
 
@@ -85,45 +73,5 @@ def _process_pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_leave_interrupt_to_the_caller)
 
 
-class ShardErrors(ValueError):
-    """Some items failed. `failures` has the error of each by name; the message names all and shows the first error."""
-
-    def __init__(self, name: str, failures: dict[str, BaseException], total: int) -> None:
-        self.failures = failures
-        names = list(failures)
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        first = failures[names[0]]
-        text = str(first) if isinstance(first, ValueError | OSError) else f"{type(first).__name__}: {first}"
-        super().__init__(
-            f"{name}: {len(names)} of {total} failed ({shown}; the others are done); first error: {text}; mend that and run the same line again"
-        )
-
-
-def _label(item: str | Path) -> str:
-    return item.name if isinstance(item, Path) else item
-
-
 def _leave_interrupt_to_the_caller() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _progress_bar(name: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """A function that advances the bar by one."""
-    if not shown or not total:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda: bar.advance(task)

@@ -1,0 +1,1 @@
+"""Where a function is applied to shards: processes of this machine, Ray, a SLURM array."""
