@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.language_id import LanguageIdentifier, known_languages
+from mc2.curation.language_id import LanguageIdentifier, LanguageSettings, known_languages
 from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
 from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
 from mc2.engines.engine import Engine
@@ -43,7 +43,7 @@ class CaptionMatcher:
 
     def __init__(self, metadata: Metadata, cache: Path, settings: MatchSettings) -> None:
         self.metadata, self.cache, self.settings = metadata, cache, settings
-        self.identify = LanguageIdentifier(metadata.sha256, settings.min_score)
+        self.identify = LanguageIdentifier(metadata.sha256, LanguageSettings(settings.min_score))
         self._matchers: dict[str, Matcher] = {}
 
     def __call__(self, caption: str) -> tuple[str, float, NDArray[np.int32], str | None]:
@@ -143,7 +143,7 @@ def run_match(
     inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **vars(settings)}
     with storage.Stage(out, "match", inputs) as stage:
         if not stage.done:
-            LanguageIdentifier(opened.sha256, settings.min_score)  # a wrong setting is one error, not one for each shard
+            LanguageIdentifier(opened.sha256, LanguageSettings(settings.min_score))  # a wrong setting is one error, not one for each shard
             languages = sorted(set(known_languages(opened.sha256).values()))
             engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), languages)
             drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings), shards)

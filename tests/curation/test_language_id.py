@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from mc2 import languages
-from mc2.curation.language_id import LABEL_PREFIX, LanguageIdentifier, _model, known_languages
+from mc2.curation.language_id import DROPS, LABEL_PREFIX, LanguageIdentifier, LanguageSettings, _model, known_languages
 
 ALL = sorted(languages.LID176)
 
@@ -49,10 +50,10 @@ def test_only_candidates_win() -> None:
 
 
 def test_reasons_of_drops() -> None:
-    identify = LanguageIdentifier(["de"], min_score=0.5)
+    identify = LanguageIdentifier(["de"], LanguageSettings(min_score=0.5))
     language, _, drop = identify("рыжая лиса прыгает через забор")
     assert (language, drop) == ("ru", "no_metadata")
-    language, score, drop = LanguageIdentifier(ALL, min_score=0.9)("12345")
+    language, score, drop = LanguageIdentifier(ALL, LanguageSettings(min_score=0.9))("12345")
     assert drop == "unknown_language"
     assert score < 0.9
     assert language in languages.LID176
@@ -60,6 +61,16 @@ def test_reasons_of_drops() -> None:
 
 def test_settings_without_sense_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found min_score 2.*between 0 and 1"):
-        LanguageIdentifier(["de"], min_score=2)
+        LanguageSettings(min_score=2)
     with pytest.raises(ValueError, match="none of the languages of the metadata is known"):
         LanguageIdentifier(["tlh"])
+
+
+def test_a_batch_says_what_each_caption_says() -> None:
+    captions = ["der braune Fuchs", "рыжая лиса прыгает через забор", "12345", "the brown fox jumps over the fence"]
+    identify = LanguageIdentifier(["de", "en"], LanguageSettings(min_score=0.3))
+    found = identify.identify(pa.array(captions))
+    rows = zip([identify.languages[i] for i in found.language], found.score, [DROPS[i] for i in found.drop], strict=True)
+    for caption, row in zip(captions, rows, strict=True):
+        language, score, drop = identify(caption)
+        assert row == (language, pytest.approx(score, abs=1e-6), drop)
