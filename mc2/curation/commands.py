@@ -7,7 +7,7 @@ from typing import Any
 
 from mc2.curation.balance import EnglishRule
 from mc2.curation.match import MatchRule
-from mc2.curation.pack_stage import Balancing
+from mc2.curation.pack_plan import Balancing
 
 
 def match(
@@ -84,6 +84,7 @@ def pack(
     seed: int = 0,
     epoch: int = 0,
     max_pixels: int = 64_000_000,
+    shard_pairs: int = 10_000,
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
@@ -98,13 +99,17 @@ def pack(
         seed: Keys the draws of offline balancing.
         epoch: Keys the draws of offline balancing: the loader's choice in this epoch.
         max_pixels: Images with more pixels are dropped.
+        shard_pairs: Pairs of a shard; small shards of the pool are joined, large ones split. A run needs a shard for each worker of each rank.
         workers: Processes; one per core by default.
         progress: Show progress bars.
     """
-    from mc2.curation.pack_stage import PackSettings, run_pack
+    from mc2.curation.pack_plan import PackSettings
+    from mc2.curation.pack_stage import run_pack
     from mc2.engines.local import LocalEngine
 
-    manifest = run_pack(pool, matched, balance, out, PackSettings(balanced, seed, epoch, max_pixels), LocalEngine(workers, progress))
+    manifest = run_pack(
+        pool, matched, balance, out, PackSettings(balanced, seed, epoch, max_pixels, shard_pairs), LocalEngine(workers, progress)
+    )
     print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
 
 
@@ -135,6 +140,7 @@ def run(
     min_score: float = 0.0,
     rule: MatchRule = "mc2",
     seed: int = 0,
+    shard_pairs: int = 10_000,
     truth: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -152,20 +158,22 @@ def run(
         min_score: Captions whose language is less certain than this are dropped.
         rule: "mc2" or "published", see `mc2 curate match --help`.
         seed: Keys the draws of offline balancing.
+        shard_pairs: Pairs of a training shard.
         truth: Parquet with the true language of captions, for the report.
         workers: Processes; one per core by default.
         progress: Show progress bars.
     """
     from mc2.curation.balance_stage import run_balance
     from mc2.curation.match_stage import MatchSettings, run_match
-    from mc2.curation.pack_stage import PackSettings, run_pack
+    from mc2.curation.pack_plan import PackSettings
+    from mc2.curation.pack_stage import run_pack
     from mc2.curation.report import write_report
     from mc2.engines.local import LocalEngine
 
     engine = LocalEngine(workers, progress)
     run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine)
     run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine)
-    run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed), engine)
+    run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed, shard_pairs=shard_pairs), engine)
     write_report(out / "balance", out / "curation", out / "matched", truth, out / "shards")
     print(f"{out}: open curation/report.png; train on shards/ with balance/")
 

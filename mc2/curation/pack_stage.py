@@ -1,8 +1,12 @@
-"""The stage `pack`: pool shard + matched shard -> training shard, with everything decided that need not be decided again in the loader.
+"""The stage `pack`: pool + matched captions -> training shards of equal size, with everything decided that need not be decided again in the loader.
 
 <shard>.tar             `<key>.jpg` (or png, webp) + `<key>.json` {"captions": [{"text", "language", "entries"}]}, in the order of the pool
 <shard>.index.parquet   key, offset, size: the bytes of the pair's members in the tar, headers included; written last, with what the manifest needs
+plan.parquet            see `mc2.curation.pack_plan`: which pairs of the pool are in which shard
 manifest.json           `records.ShardManifest`
+
+A shard holds the pairs that the plan says, without those whose image cannot be used: it may be a little short, and a shard of which nothing is left has an
+index but no tar. Keys are those of the pool. Within a shard they are unique: where pool shards use the same key, the later pair's is `<pool shard>_<key>`.
 """
 
 from __future__ import annotations
@@ -12,42 +16,49 @@ import json
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from mc2 import storage
-from mc2.curation.balance import FloatArray, draw_caption
-from mc2.curation.balance_stage import probabilities_once
 from mc2.curation.match_stage import sum_drops
+from mc2.curation.pack_plan import ChoosePairs, ChosenCaption, PackSettings, Plan, make_plan
 from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.records import PackedCaption, Pair, ShardInfo, ShardManifest
 
-# "online": all matched captions are packed, the loader draws afresh each epoch. "offline": one draw now, for good; shards are smaller.
-Balancing = Literal["online", "offline"]
-
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
-@dataclass(frozen=True)
-class PackSettings:
-    """How shards are packed. `seed` and `epoch` key the draws of offline balancing. `max_pixels`: an image whose header says more is dropped undecoded."""
-
-    balanced: Balancing = "online"
-    seed: int = 0
-    epoch: int = 0
-    max_pixels: int = 64_000_000
-
-
 # --- one pair -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPair:
+    """What is written of a pair. `extension` says what `image` is."""
+
+    key: str
+    image: bytes
+    extension: str
+    captions: tuple[PackedCaption, ...]
+
+
+def pack_pair(pair: Pair, chosen: Sequence[ChosenCaption], settings: PackSettings) -> PackedPair | str:
+    """What to write of a pair, or the reason of its drop. Errors: ValueError if the pair is not the one that was matched."""
+    if any(index >= len(pair.captions) for index, _, _ in chosen):
+        raise ValueError(f"pair {pair.key} has other captions than when it was matched; run `mc2 curate match` again into an empty folder")
+    extension, drop = image_extension(pair.image, settings.max_pixels)
+    if drop is not None:
+        return drop
+    captions = tuple(PackedCaption(pair.captions[index], language, entries) for index, language, entries in chosen)
+    return PackedPair(pair.key, pair.image or b"", extension, captions)
 
 
 def image_extension(data: bytes | None, max_pixels: int) -> tuple[str, str | None]:
@@ -68,86 +79,90 @@ def image_extension(data: bytes | None, max_pixels: int) -> tuple[str, str | Non
     return extension, None
 
 
-def packed_pair(
-    pair: Pair, captions: list[PackedCaption], probabilities: Mapping[str, FloatArray] | None, settings: PackSettings
-) -> tuple[list[PackedCaption], str, str | None]:
-    """(captions to pack, extension of the image, reason of a drop or None). Probabilities are given for offline balancing."""
-    if not captions:
-        return [], "", "no_captions"
-    if probabilities is not None:
-        drawn = draw_caption(pair.key, captions, probabilities, settings.seed, settings.epoch)
-        if drawn is None:
-            return [], "", "balanced_away"
-        captions = [captions[drawn]]
-    return captions, *image_extension(pair.image, settings.max_pixels)
+def member_key(key: str, pool_shard: str, taken: Collection[str]) -> str:
+    """The key under which a pair is written: its own where that is free and a loader reads it back from a file name."""
+    folder, slash, name = key.rpartition("/")
+    key = folder + slash + (name.replace(".", "_") or "_")  # loaders take what is behind the first dot for the extension
+    while key in taken:
+        key = f"{Path(pool_shard).stem.replace('.', '_')}_{key.replace('/', '_')}"
+    return key
 
 
 # --- one shard ----------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
+def _plan_once(path: Path, shard_pairs: int, _fingerprint: str) -> Plan:
+    return Plan.load(path, shard_pairs)
+
+
 @dataclass(frozen=True)
 class PackShard:
-    """Writes the training shard of a pool shard, unless it is there. Returns what the manifest says of it, and the drops of packing."""
+    """Writes the training shard of a name, unless it is there. Returns what the manifest says of it, and the drops for the sake of images.
 
-    matched: Path
-    balance: Path
-    fingerprint: str
+    A worker holds one pair, and the matched captions of one pool shard.
+    """
+
+    pool: Path
+    choose: ChoosePairs
     out: Path
-    settings: PackSettings
+    fingerprint: str
 
-    def __call__(self, shard: Path) -> tuple[ShardInfo, dict[str, int]]:
-        index = self.out / f"{shard.stem}.index.parquet"
+    def __call__(self, name: str) -> tuple[ShardInfo, dict[str, int]]:
+        index = self.out / f"{name}.index.parquet"
         if not index.exists():
-            self._write(shard, index)
+            self._write(name, index)
         metadata = pq.read_metadata(index).metadata
         return ShardInfo(**json.loads(metadata[b"info"])), json.loads(metadata[b"drops"])
 
-    def _write(self, shard: Path, index: Path) -> None:
+    def _write(self, name: str, index: Path) -> None:
         drops: Counter[str] = Counter()
-        path = self.out / f"{shard.stem}.tar"
+        path = self.out / f"{name}.tar"
         languages: Counter[str] = Counter()
-        rows: list[tuple[str, int, int]] = []
+        rows: dict[str, tuple[int, int]] = {}
         with storage.atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for pair, captions, extension in self._pairs(shard, drops):
-                offset = tar.offset
-                add_member(tar, f"{pair.key}.{extension}", pair.image or b"")
-                add_member(tar, f"{pair.key}.json", packed_json(captions))
-                rows.append((pair.key, offset, tar.offset - offset))
-                languages.update(caption.language for caption in captions)
-        info = ShardInfo(shard.stem, len(rows), path.stat().st_size, storage.sha256_file(path), dict(sorted(languages.items())))
+            for pool_shard, pair in self._pairs(name, drops):
+                offset, key = tar.offset, member_key(pair.key, pool_shard, rows)
+                add_member(tar, f"{key}.{pair.extension}", pair.image)
+                add_member(tar, f"{key}.json", packed_json(pair.captions))
+                rows[key] = offset, tar.offset - offset
+                languages.update(caption.language for caption in pair.captions)
+        info = ShardInfo(name, len(rows), path.stat().st_size, storage.sha256_file(path), dict(sorted(languages.items())))
         if not rows:
             path.unlink()  # loaders stumble over a shard without pairs
-        keys, offsets, sizes = zip(*rows, strict=True) if rows else ((), (), ())
-        columns = {"key": pa.array(keys, pa.string()), "offset": pa.array(offsets, pa.int64()), "size": pa.array(sizes, pa.int64())}
+        offsets, sizes = zip(*rows.values(), strict=True) if rows else ((), ())
+        columns = {"key": pa.array(rows, pa.string()), "offset": pa.array(offsets, pa.int64()), "size": pa.array(sizes, pa.int64())}
         table = pa.table(columns).replace_schema_metadata({"info": json.dumps(asdict(info)), "drops": json.dumps(sum_drops([drops]))})
         with storage.atomic_write(index) as file:
             pq.write_table(table, file, compression="zstd")
 
-    def _pairs(self, shard: Path, drops: Counter[str]) -> Iterator[tuple[Pair, list[PackedCaption], str]]:
-        """The pairs that stay, with the captions to pack and the extension of the image."""
-        matched = _matched_by_key(self.matched / f"{shard.stem}.parquet")
-        probabilities = probabilities_once(self.balance, self.fingerprint) if self.settings.balanced == "offline" else None
+    def _pairs(self, name: str, drops: Counter[str]) -> Iterator[tuple[str, PackedPair]]:
+        """The pairs of a training shard that stay, each with the name of its pool shard."""
+        plan = _plan_once(self.out / "plan.parquet", self.choose.settings.shard_pairs, self.fingerprint)
+        for pool_shard, first, last in plan.parts(name):
+            for pair, chosen in self._chosen_pairs(self.pool / pool_shard, first, last):
+                packed = pack_pair(pair, chosen, self.choose.settings)
+                if isinstance(packed, PackedPair):
+                    yield pool_shard, packed
+                else:
+                    drops[packed] += 1
+
+    def _chosen_pairs(self, shard: Path, first: int, last: int) -> Iterator[tuple[Pair, list[ChosenCaption]]]:
+        """The chosen pairs [first, last) of a pool shard with their captions; no other image is read. Errors: ValueError if one is not there."""
+        chosen = dict(islice(self.choose.choose(shard)[0].items(), first, last))
         counted_by_match: Counter[str] = Counter()
-        for pair in read_pairs(shard, counted_by_match):
-            captions = [PackedCaption(pair.captions[index], language, entries) for index, language, entries in matched.get(pair.key, ())]
-            captions, extension, drop = packed_pair(pair, captions, probabilities, self.settings)
-            if drop is None:
-                yield pair, captions, extension
-            else:
-                drops[drop] += 1
+        for pair in read_pairs(shard, counted_by_match, images=chosen.keys()):
+            if pair.key in chosen:
+                yield pair, chosen.pop(pair.key)
+            if not chosen:
+                return
+        raise ValueError(
+            f"{shard}: {len(chosen)} pairs that were matched are not there any more ({next(iter(chosen))}, ...); "
+            "copy the shard again, or run all stages again into an empty folder"
+        )
 
 
-def _matched_by_key(path: Path) -> dict[str, list[tuple[int, str, tuple[int, ...]]]]:
-    """key -> (caption index, language, entries) of the captions that stay."""
-    table = pq.read_table(path, columns=["key", "caption_index", "language", "entries", "drop"])
-    table = table.filter(pc.is_null(table["drop"]))
-    by_key: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
-    for key, index, language, entries in zip(*(table[name].to_pylist() for name in table.column_names[:4]), strict=True):
-        by_key.setdefault(key, []).append((index, language, tuple(entries)))
-    return by_key
-
-
-def packed_json(captions: list[PackedCaption]) -> bytes:
+def packed_json(captions: Sequence[PackedCaption]) -> bytes:
     """The record of a pair in a training shard."""
     rows = [
         {"text": caption.text, "language": caption.language, "entries": caption.entries} for caption in captions
@@ -160,6 +175,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+    vars(tar)["members"] = []  # tarfile keeps every member otherwise: memory that grows with the shard
 
 
 # --- all shards ---------------------------------------------------------------------------------------------------------
@@ -175,7 +191,7 @@ def run_pack(
 ) -> ShardManifest:
     """Pack a matched pool. Returns the manifest, with the drops of match and pack summed. Errors: ValueError for folders that do not belong together."""
     settings, engine = settings or PackSettings(), engine or LocalEngine()
-    matched, balance, out = Path(matched), Path(balance), Path(out)
+    pool, matched, balance, out = Path(pool), Path(matched), Path(balance), Path(out)
     shards = pool_shards(pool)
     match_done, balance_done = (
         storage.finished(matched, "match", "mc2 curate match"),
@@ -185,8 +201,10 @@ def run_pack(
     inputs = {"matched": match_done["fingerprint"], "balance": balance_done["fingerprint"], **vars(settings)}
     with storage.Stage(out, "pack", inputs) as stage:
         if not stage.done:
-            packed = engine.map("pack", PackShard(matched, balance, balance_done["fingerprint"], out, settings), shards)
-            drops = sum_drops([match_done["results"]["drops"], *(part for _, part in packed)])
+            choose = ChoosePairs(matched, balance, balance_done["fingerprint"], settings)
+            plan = make_plan(out / "plan.parquet", choose, shards, engine)
+            packed = engine.map("pack", PackShard(pool, choose, out, stage.fingerprint), plan.names)
+            drops = sum_drops([match_done["results"]["drops"], plan.drops, *(part for _, part in packed)])
             fingerprints = {"metadata": storage.read_json(matched / "inputs.json")["metadata"], "balance": balance_done["fingerprint"]}
             manifest = ShardManifest(tuple(info for info, _ in packed if info.num_pairs), drops, fingerprints)
             if not manifest.shards:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -36,11 +36,12 @@ def pool_fingerprint(shards: Sequence[Path]) -> str:
     return storage.fingerprint([[shard.name, shard.stat().st_size] for shard in shards])
 
 
-def read_pairs(path: Path, drops: Counter[str], images: bool = True) -> Iterator[Pair]:
+def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True) -> Iterator[Pair]:
     """The pairs of a tar in its order, each with captions and an image; what is dropped is added to `drops`.
 
-    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one. Bytes of captions that are not UTF-8 come
-    as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself. Errors: OSError if the file cannot be opened.
+    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one; a set of keys reads only theirs. Bytes of
+    captions that are not UTF-8 come as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself. Errors: OSError if the file cannot be
+    opened.
     """
     seen: set[str] = set()
     for key, files in _records(path, drops, images):
@@ -90,7 +91,7 @@ class _NotATarError(tarfile.TarError):
     """Not even the first header can be read."""
 
 
-def _records(path: Path, drops: Counter[str], images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _records(path: Path, drops: Counter[str], images: bool | Container[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Neighbouring members with the same key, as {extension: bytes}. The record in which a damaged tar breaks off is not used: nobody knows what it lacks."""
     key, files = "", dict[str, bytes]()
     try:
@@ -109,7 +110,7 @@ def _records(path: Path, drops: Counter[str], images: bool) -> Iterator[tuple[st
             yield key, files
 
 
-def _members(path: Path, images: bool) -> Iterator[tuple[str, str, bytes]]:
+def _members(path: Path, images: bool | Container[str]) -> Iterator[tuple[str, str, bytes]]:
     """(key, extension, bytes) of every file; the key is the name up to the first dot after the last slash, as webdataset splits it. Errors: tarfile.TarError."""
     num_bytes = path.stat().st_size
     with open(path, "rb") as file, _open_tar(file) as tar:
@@ -121,8 +122,10 @@ def _members(path: Path, images: bool) -> Iterator[tuple[str, str, bytes]]:
                 raise tarfile.ReadError("unexpected end of data")
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
-            skip = not images and extension.lower() in IMAGE_EXTENSIONS
-            yield folder + slash + stem, extension.lower(), b"" if skip else _read(tar, member)
+            key = folder + slash + stem
+            wanted = images if isinstance(images, bool) else key in images
+            skip = not wanted and extension.lower() in IMAGE_EXTENSIONS
+            yield key, extension.lower(), b"" if skip else _read(tar, member)
         file.seek(tar.offset)
         end = file.read(_BLOCK_BYTES)
         if len(end) < _BLOCK_BYTES or any(end):  # tarfile takes damage in the middle for the end

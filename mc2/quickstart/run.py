@@ -24,6 +24,7 @@ HELD_OUT_VARIANTS = 450
 HELD_OUT_LANGUAGES = 0.25
 QUERIES = ("a red heart", "ein Fuchs", "キツネ", "un coche azul", "собака", "قطة", "水果", "Flagge von Brasilien")
 SECONDS_TO_SAVE = 120.0
+PAIRS_PER_SHARD = 1000  # of training: about a dozen shards, enough for a few workers
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,13 @@ class Quickstart:
 
     def pack(self) -> None:
         """Training shards, balanced on-line by the loader; and the report of curation."""
+        from mc2.curation.pack_plan import PackSettings
         from mc2.curation.pack_stage import run_pack
         from mc2.curation.report import write_report
         from mc2.engines.local import LocalEngine
 
-        run_pack(self.out / "pool", self.out / "matched", self.out / "balance", self.out / "shards", engine=LocalEngine(self.workers))
+        settings, engine = PackSettings(shard_pairs=PAIRS_PER_SHARD), LocalEngine(self.workers)
+        run_pack(self.out / "pool", self.out / "matched", self.out / "balance", self.out / "shards", settings, engine)
         write_report(self.out / "balance", self.out / "curation", self.out / "matched", self.truth, self.out / "shards")
 
     def tokenizer(self) -> None:

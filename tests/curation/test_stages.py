@@ -19,7 +19,8 @@ from mc2 import storage
 from mc2.curation.balance import Balance, draw_caption, keep_probability
 from mc2.curation.balance_stage import run_balance
 from mc2.curation.match_stage import MatchSettings, run_match
-from mc2.curation.pack_stage import PackSettings, image_extension, run_pack
+from mc2.curation.pack_plan import PackSettings
+from mc2.curation.pack_stage import image_extension, run_pack
 from mc2.engines.engine import ShardErrors
 from mc2.engines.local import LocalEngine
 from mc2.metadata.build import build_metadata
@@ -33,8 +34,8 @@ HERE = LocalEngine(1, progress=False)
 def curate(pool: Path, metadata: Path, out: Path, engine: LocalEngine = HERE) -> ShardManifest:
     run_match(pool, metadata, out / "matched", engine=engine)
     run_balance(out / "matched", metadata, out / "balance", english_threshold=4, engine=engine)
-    run_pack(pool, out / "matched", out / "balance", out / "offline", PackSettings("offline", seed=3), engine)
-    return run_pack(pool, out / "matched", out / "balance", out / "shards", engine=engine)
+    run_pack(pool, out / "matched", out / "balance", out / "offline", PackSettings("offline", seed=3, shard_pairs=4), engine)
+    return run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(shard_pairs=4), engine)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,10 @@ def done(pool: Path, metadata: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def packed(folder: Path) -> dict[str, list[PackedCaption]]:
-    """Captions by key of all shards, read with tarfile alone."""
+def packed(folder: Path, shard: str = "*") -> dict[str, list[PackedCaption]]:
+    """Captions by key of all shards or one, read with tarfile alone."""
     pairs = {}
-    for path in sorted(folder.glob("*.tar")):
+    for path in sorted(folder.glob(f"{shard}.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".json"):
@@ -142,6 +143,7 @@ def test_offline_shards_hold_what_the_loader_would_draw(done: Path) -> None:
 def test_manifest_and_index_tell_the_truth(done: Path, pool: Path) -> None:
     manifest = ShardManifest.from_json(storage.read_json(done / "shards" / "manifest.json"))
     assert manifest.num_pairs == 12
+    assert [shard.num_pairs for shard in manifest.shards] == [4, 3, 3, 2]  # 15 pairs by fours; number 4, 9 and 14 have broken images
     assert manifest.drops == {"broken_image": 3, "empty_caption": 3, "no_entry": manifest.drops["no_entry"]}
     assert set(manifest.fingerprints) == {"metadata", "balance"}
     originals = {name: data for path in pool.glob("*.tar") for name, data in tar_members(path.read_bytes())}
@@ -149,9 +151,7 @@ def test_manifest_and_index_tell_the_truth(done: Path, pool: Path) -> None:
         path = done / "shards" / f"{shard.name}.tar"
         data = path.read_bytes()
         assert (shard.num_bytes, shard.sha256) == (len(data), storage.sha256_file(path))
-        languages = Counter(
-            caption.language for key, captions in packed(done / "shards").items() if key.startswith(shard.name) for caption in captions
-        )
+        languages = Counter(caption.language for captions in packed(done / "shards", shard.name).values() for caption in captions)
         assert shard.captions == languages
         for row in pq.read_table(done / "shards" / f"{shard.name}.index.parquet").to_pylist():
             members = tar_members(data[row["offset"] : row["offset"] + row["size"]])
@@ -189,7 +189,7 @@ def test_finished_stages_are_not_run_again(done: Path, pool: Path, metadata: Pat
 
     run_match(pool, metadata, done / "matched", engine=Idle())
     run_balance(done / "matched", metadata, done / "balance", english_threshold=4, engine=Idle())
-    assert run_pack(pool, done / "matched", done / "balance", done / "shards", engine=Idle()).num_pairs == 12
+    assert run_pack(pool, done / "matched", done / "balance", done / "shards", PackSettings(shard_pairs=4), Idle()).num_pairs == 12
 
 
 # --- folders that do not belong together --------------------------------------------------------------------------------
