@@ -8,6 +8,7 @@ from typing import Any
 from mc2.curation.balance import EnglishRule
 from mc2.curation.match import MatchRule
 from mc2.curation.pack_plan import Balancing
+from mc2.engines.options import make_engine
 
 
 def match(
@@ -17,8 +18,7 @@ def match(
     min_score: float = 0.0,
     max_characters: int = 10_000,
     rule: MatchRule = "mc2",
-    workers: int | None = None,
-    progress: bool = True,
+    **engine_options: Any,
 ) -> None:
     """Language and metadata entries of every caption.
 
@@ -29,13 +29,10 @@ def match(
         min_score: Captions whose language is less certain than this are dropped.
         max_characters: Longer captions are dropped.
         rule: "mc2", or "published" for the published rule, under which kana hardly ever match.
-        workers: Processes; one per core by default.
-        progress: Show progress bars.
     """
     from mc2.curation.match_stage import MatchSettings, run_match
-    from mc2.engines.local import LocalEngine
 
-    results = run_match(pool, metadata, out, MatchSettings(min_score, max_characters, rule), LocalEngine(workers, progress))
+    results = run_match(pool, metadata, out, MatchSettings(min_score, max_characters, rule), make_engine(out / ".logs", **engine_options))
     print(
         f"{out}: matched {results['shards']:,} shards; drops: {results['drops']}. Next: mc2 curate balance --matched {out} --metadata {metadata} --out ..."
     )
@@ -48,8 +45,7 @@ def balance(
     english_threshold: int = 170_000,
     english_rule: EnglishRule = "paper",
     tail_share: float | None = None,
-    workers: int | None = None,
-    progress: bool = True,
+    **engine_options: Any,
 ) -> None:
     """Counts, thresholds and probabilities of the entries of all languages.
 
@@ -61,13 +57,10 @@ def balance(
             million. A small pool needs a small one: the tail should hold 5 to 10 % of the matches.
         english_rule: "paper": English gets its threshold from the tail share as all languages do. "published_code": English keeps `english_threshold`.
         tail_share: Share of the matches that belongs to the tail; by default that of English at `english_threshold`. For pools without English.
-        workers: Processes; one per core by default.
-        progress: Show progress bars.
     """
     from mc2.curation.balance_stage import run_balance
-    from mc2.engines.local import LocalEngine
 
-    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, LocalEngine(workers, progress))
+    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, make_engine(out / ".logs", **engine_options))
     total = value["total"]
     print(
         f"{out}: tail share {value['tail_share']:.2%}; {total['matched']:,} matched captions, {total['expected_captions']:,.0f} expected to be kept. "
@@ -85,8 +78,7 @@ def pack(
     epoch: int = 0,
     max_pixels: int = 64_000_000,
     shard_pairs: int = 10_000,
-    workers: int | None = None,
-    progress: bool = True,
+    **engine_options: Any,
 ) -> None:
     """Training shards with the captions that matched.
 
@@ -100,15 +92,17 @@ def pack(
         epoch: Keys the draws of offline balancing: the loader's choice in this epoch.
         max_pixels: Images with more pixels are dropped.
         shard_pairs: Pairs of a shard; small shards of the pool are joined, large ones split. A run needs a shard for each worker of each rank.
-        workers: Processes; one per core by default.
-        progress: Show progress bars.
     """
     from mc2.curation.pack_plan import PackSettings
     from mc2.curation.pack_stage import run_pack
-    from mc2.engines.local import LocalEngine
 
     manifest = run_pack(
-        pool, matched, balance, out, PackSettings(balanced, seed, epoch, max_pixels, shard_pairs), LocalEngine(workers, progress)
+        pool,
+        matched,
+        balance,
+        out,
+        PackSettings(balanced, seed, epoch, max_pixels, shard_pairs),
+        make_engine(out / ".logs", **engine_options),
     )
     print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
 
@@ -142,8 +136,7 @@ def run(
     seed: int = 0,
     shard_pairs: int = 10_000,
     truth: Path | None = None,
-    workers: int | None = None,
-    progress: bool = True,
+    **engine_options: Any,
 ) -> None:
     """All stages, into matched/, balance/, shards/ and curation/ of one folder.
 
@@ -160,17 +153,14 @@ def run(
         seed: Keys the draws of offline balancing.
         shard_pairs: Pairs of a training shard.
         truth: Parquet with the true language of captions, for the report.
-        workers: Processes; one per core by default.
-        progress: Show progress bars.
     """
     from mc2.curation.balance_stage import run_balance
     from mc2.curation.match_stage import MatchSettings, run_match
     from mc2.curation.pack_plan import PackSettings
     from mc2.curation.pack_stage import run_pack
     from mc2.curation.report import write_report
-    from mc2.engines.local import LocalEngine
 
-    engine = LocalEngine(workers, progress)
+    engine = make_engine(out / ".logs", **engine_options)
     run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine)
     run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine)
     run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed, shard_pairs=shard_pairs), engine)
