@@ -34,10 +34,12 @@ class Encoder(Protocol):
 
 
 class TextTokenizer(Protocol):
-    """Texts -> integer tokens (B, L), padded at the end with `pad_id`; each text as it would be alone."""
+    """Texts -> integer tokens (B, L), padded at the end with `pad_id` (which may be `eos_id`); each text as it would be alone."""
 
     @property
     def pad_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
     def __call__(self, texts: Sequence[str], /) -> Tensor: ...
 
 
@@ -95,7 +97,8 @@ def encode_texts(encoder: Encoder, tokenizer: TextTokenizer, texts: Sequence[str
     """Unit fp32 embeddings (T, D), on every rank. Texts of like length share a forward of at most `max_tokens` tokens with padding."""
     rank, world = this_rank()
     tokens_TL = tokenizer(texts)
-    length_T = (tokens_TL != tokenizer.pad_id).sum(dim=1).clamp(min=1)
+    num_ends = int(tokenizer.pad_id == tokenizer.eos_id)  # the first pad is the end then, and belongs to the text
+    length_T = ((tokens_TL != tokenizer.pad_id).sum(dim=1) + num_ends).clamp(min=1)
     batches = length_batches(length_T, max_tokens)
     num_forwards = math.ceil(len(batches) / world)
     own = [(rows, tokens_TL[rows, : int(length_T[rows].max())]) for rows in batches[rank::world]]

@@ -75,7 +75,7 @@ class ShardDataModule(LightningDataModule):
             raise ValueError("data: found an empty list of languages, need at least one; leave `languages` out for all")
         self.preprocess, self.context_length = preprocess, context_length
         self.tokenizer = Tokenizer(tokenizer, context_length)
-        self.vocab_size = self.tokenizer.vocab_size
+        self.vocab_size, self.eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
         self._folder: ShardFolder | None = None
         self._maker = SampleMaker(preprocess, seed, None, self.languages)
         self._train: Loader | None = None

@@ -26,7 +26,7 @@ class Fertility:
         self.num_characters += len(text)
         self.num_pieces += len(ids)
         self.num_spelt += sum(map(tokenizer.is_spelt, ids))
-        self.num_cut += len(ids) + 2 > tokenizer.context_length
+        self.num_cut += len(ids) + tokenizer.num_special > tokenizer.context_length
 
     @property
     def pieces_per_caption(self) -> float:

@@ -1,7 +1,8 @@
-"""Captions to ids and back: SentencePiece in XLM-V form, so that files trained here and XLM-V's own go through one class.
+"""Captions to ids and back: one class for SentencePiece files trained here, XLM-V's and SigLIP-i18n's (mT5's pieces).
 
-Form (RECIPE 2.3, the fairseq layout): bos 0, pad 1, eos 2, unk 3, every other piece has its SentencePiece id + 1, the mask comes last; rows
-are `bos pieces eos pad ...`. Shapes: B captions, L ids of the longest.
+XLM-V form: bos 0, pad 1, eos 2, unk 3, every other piece has its number + 1, the mask comes last; rows are `bos pieces eos pad ...`.
+mT5 form: eos and pad 1, unk 2, pieces as they are numbered, lower-cased text without punctuation; rows are `pieces eos eos ...`.
+Shapes: B captions, L ids of the longest.
 """
 
 from __future__ import annotations
@@ -18,48 +19,51 @@ import torch
 from torch import Tensor
 
 from mc2 import __version__, storage
-
-# Ids that the form fixes on top of the pieces: pad in front, mask at the end.
-EXTRA_IDS = 2
-FIRST_PIECES = ["<unk>", "<s>", "</s>"]
+from mc2.data.tokenizer_forms import XLM_V, Form, form_of
 
 
 class Tokenizer:
-    """Ids of captions, int32 (B, L): bos ... eos, then pad up to the longest caption; at most `context_length` ids, the last eos.
+    """Ids of captions, int32 (B, L): (bos) ... eos, then pad up to the longest caption; at most `context_length` ids, the last eos.
 
-    `path` is a folder with `tokenizer.model`, or a SentencePiece file. Text goes in as it is (case kept, NFKC by the file's own rules). The
-    literal text of a special token is only text: SentencePiece never produces a control piece from it. Errors: ValueError if the file is
-    missing, broken or of another form.
+    `path` is a folder with `tokenizer.model`, or a SentencePiece file; its form (see `tokenizer_forms`) is read from the file. Text goes in as it is, but
+    for what the form and the file's own rules (NFKC) do to it. The literal text of a special token is only text: SentencePiece never produces a
+    control piece from it. Errors: ValueError if the file is missing, broken or of another form.
     """
-
-    bos_id, pad_id, eos_id, unk_id = 0, 1, 2, 3
 
     def __init__(self, path: str | Path, context_length: int = 77) -> None:
         if context_length < 3:
             raise ValueError(f"tokenizer: found context_length {context_length}, need at least 3 (bos, one piece, eos)")
         self.path, self.context_length = model_file(Path(path)), context_length
-        self.pieces = _load(self.path)
-        self.vocab_size: int = self.pieces.get_piece_size() + EXTRA_IDS
-        self.mask_id = self.vocab_size - 1
+        self.pieces, self.form = _load(self.path)
+        self.vocab_size: int = self.pieces.get_piece_size() + self.form.num_extra
+        self.eos_id, self.pad_id, self.unk_id = self.form.eos_id, self.form.pad_id, self.form.unk_id
+
+    @property
+    def num_special(self) -> int:
+        """Ids around the pieces of a caption: bos, where the form has one, and eos."""
+        return len(self.form.bos) + 1
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each caption without bos, eos and truncation."""
-        # fairseq order: pieces 1 and 2 (bos, eos) cannot come out of text, so every id moves by one and unknown (piece 0) becomes 3
-        return [[piece + 1 if piece else self.unk_id for piece in row] for row in self.pieces.encode(list(texts))]
+        offset, unknown = self.form.offset, self.pieces.unk_id()
+        rows = self.pieces.encode([self.form.clean(text) for text in texts])
+        return [[self.unk_id if piece == unknown else piece + offset for piece in row] for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids; special ids are left out."""
-        text: str = self.pieces.decode([i - 1 for i in ids if self.unk_id < i < self.mask_id])
+        numbers = (i - self.form.offset for i in ids if i != self.unk_id)
+        num_pieces = self.pieces.get_piece_size()
+        text: str = self.pieces.decode([number for number in numbers if len(self.form.first_pieces) <= number < num_pieces])
         return text
 
     def is_spelt(self, piece: int) -> bool:
         """Whether an id stands for a character without a piece of its own: one of its bytes, or unk."""
-        return piece == self.unk_id or self.pieces.is_byte(piece - 1)
+        return piece == self.unk_id or self.pieces.is_byte(piece - self.form.offset)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """int32 (B, L)."""
-        keep = self.context_length - 2
-        rows = [[self.bos_id, *row[:keep], self.eos_id] for row in self.encode(texts)]
+        keep = self.context_length - self.num_special
+        rows = [[*self.form.bos, *row[:keep], self.eos_id] for row in self.encode(texts)]
         longest = max(map(len, rows), default=0)
         return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows], dtype=torch.int32).view(len(rows), longest)
 
@@ -79,7 +83,7 @@ def model_file(path: Path) -> Path:
     return file
 
 
-def _load(file: Path) -> sentencepiece.SentencePieceProcessor:
+def _load(file: Path) -> tuple[sentencepiece.SentencePieceProcessor, Form]:
     card = file.with_name("tokenizer.json")
     if card.exists() and file.name == "tokenizer.model":
         found, need = storage.sha256_file(file), storage.read_json(card).get("sha256")
@@ -89,20 +93,30 @@ def _load(file: Path) -> sentencepiece.SentencePieceProcessor:
                 "tokenizer again"
             )
     try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        return _parse(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _parse(model: bytes) -> tuple[sentencepiece.SentencePieceProcessor, Form]:
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-        raise ValueError(f"{file}: not a SentencePiece model; copy it again or train a new one with `mc2 tokenizer train`") from error
-    first = [pieces.id_to_piece(i) for i in range(min(3, pieces.get_piece_size()))]
-    if first != FIRST_PIECES:
-        raise ValueError(f"{file}: begins with pieces {first}, need {FIRST_PIECES} (XLM-V form); train one with `mc2 tokenizer train`")
-    return pieces
+        raise ValueError("not a SentencePiece model; copy it again or train a new one with `mc2 tokenizer train`") from error
+    return pieces, form_of([pieces.id_to_piece(i) for i in range(min(3, pieces.get_piece_size()))])
 
 
 def write_tokenizer(folder: Path, model: bytes, options: dict[str, Any]) -> None:
     """Write `tokenizer.model` and, last, `tokenizer.json`: form, size, SHA-256 of the model and how it was trained."""
     storage.write_bytes(folder / "tokenizer.model", model)
-    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() + EXTRA_IDS
-    card = {"form": "xlm-v", "vocab_size": size, "sha256": hashlib.sha256(model).hexdigest(), "options": options, "mc2": __version__}
+    pieces, form = _parse(model)
+    card = {
+        "form": form.name,
+        "vocab_size": pieces.get_piece_size() + form.num_extra,
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "options": options,
+        "mc2": __version__,
+    }
     storage.write_json(folder / "tokenizer.json", card)
 
 
@@ -126,7 +140,7 @@ def train_tokenizer(
             sentence_iterator=chain([first], sentences),
             model_writer=model,
             model_type="unigram",
-            vocab_size=vocab_size - EXTRA_IDS,
+            vocab_size=vocab_size - XLM_V.num_extra,
             hard_vocab_limit=False,
             character_coverage=character_coverage,
             byte_fallback=byte_fallback,

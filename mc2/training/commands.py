@@ -57,6 +57,7 @@ class Commands(LightningCLI):
         for source, target in (
             ("vocab_size", "text.vocab_size"),
             ("context_length", "text.context_length"),
+            ("eos_id", "text.eos_id"),
         ):  # the tokenizer's, so never in YAML
             parser.link_arguments(f"data.{source}", f"model.init_args.towers.{target}", apply_on="instantiate")
 

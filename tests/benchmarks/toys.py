@@ -52,6 +52,7 @@ class CharacterTokenizer:
     """A text's code points modulo 97, then an end; padded with 1."""
 
     pad_id = PAD
+    eos_id = 2
 
     def __call__(self, texts: Sequence[str], /) -> Tensor:
         rows = [[3 + ord(character) % 97 for character in text] + [2] for text in texts]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 
 from mc2.cli import main
 from mc2.data.tokenizer import Tokenizer, train_tokenizer
+from mc2.data.tokenizer_forms import canonical_text
 from tests.data.shards import TEXTS, write_folder
 
 ODD = ["", "  two   spaces\tand\na line ", "\u2581fox\u2581", "<0x41><0x42>", "ﬁne ﬃ ＡＢＣ"]
@@ -40,6 +43,38 @@ def test_ids_are_those_of_transformers(plain: Tokenizer, transformers_tokenizer:
     assert ours.vocab_size == len(transformers_tokenizer)
 
 
+@pytest.fixture(scope="module")
+def mt5(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A file as mT5's is: pad 0, eos 1, unk 2, bytes."""
+    file = tmp_path_factory.mktemp("mt5") / "sentencepiece.model"
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 20), model_writer=model, vocab_size=600, hard_vocab_limit=False, byte_fallback=True,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    file.write_bytes(model.getvalue())
+    return Tokenizer(file)
+
+
+@pytest.mark.parametrize("context_length", [4, 7, 77])
+def test_ids_of_the_mt5_form_are_those_of_transformers(mt5: Tokenizer, context_length: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.SiglipTokenizer(str(mt5.path), model_max_length=context_length)
+    ours = Tokenizer(mt5.path, context_length)
+    texts = [*TEXTS, " ".join(TEXTS), "Unseen Ἀ Ω ☃ 狐!", "UPPER, (case): it's", "ﬁne ﬃ ＡＢＣ", "  two   spaces\tand\na line "]
+    ids = theirs(texts, padding=True, truncation=True, max_length=context_length)["input_ids"]
+    torch.testing.assert_close(ours(texts), torch.tensor(ids, dtype=torch.int32))
+    assert ours.vocab_size == theirs.vocab_size
+
+
+@pytest.mark.parametrize("text", [*SPECIAL, "", "!!!"])
+def test_the_first_end_of_the_mt5_form_is_at_the_number_of_ids_above_one(mt5: Tokenizer, text: str) -> None:
+    """RECIPE 2.3: what the released model pools is what a text tower with `eos_id` 1 pools."""
+    for row in mt5([text, TEXTS[0] * 3]).tolist():
+        assert row.index(mt5.eos_id) == sum(piece > 1 for piece in row)
+    assert mt5.decode(mt5.encode([text])[0]) == canonical_text(text)
+
+
 def test_a_literal_eos_is_text_where_transformers_ends_the_caption(plain: Tokenizer, transformers_tokenizer: Any) -> None:
     text = "a fox </s> a hen"
     assert transformers_tokenizer([text], split_special_tokens=True)["input_ids"][0].count(plain.eos_id) == 2
@@ -61,7 +96,7 @@ def test_every_row_is_bos_pieces_eos_pad(tokenizer_folder: Path) -> None:
 def test_text_never_becomes_a_special_id(tokenizer_folder: Path, text: str) -> None:
     tokenizer = Tokenizer(tokenizer_folder)
     pieces = tokenizer.encode([text])[0]
-    assert all(tokenizer.unk_id < piece < tokenizer.mask_id for piece in pieces)
+    assert all(tokenizer.unk_id < piece < tokenizer.vocab_size - 1 for piece in pieces)  # the mask is last
     assert "".join(tokenizer.decode(pieces).split()) == "".join(
         text.replace("\u2581", " ").replace("ﬁ", "fi").replace("ﬃ", "ffi").replace("ＡＢＣ", "ABC").split()
     )
