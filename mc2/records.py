@@ -24,6 +24,12 @@ DROP_REASONS = {
     "duplicate_key": "an earlier pair of the same shard has this key",
     "unreadable_tar": "the file is not a tar; nothing of it was used",
     "truncated_tar": "the tar is cut off or damaged in the middle; the members before it were used",
+    "unreadable_parquet": "the file is not a parquet, or its footer is damaged; nothing of it was used",
+    "damaged_row_group": "a row group of the parquet is damaged; its rows up to there and the other row groups were used",
+    "unreadable_wat": "the file holds no WARC record; nothing of it was used",
+    "damaged_wat": "a place where the WAT file is damaged or cut off; the records that are whole were used",
+    "no_url": "there is neither a key nor a URL, or none that can be fetched (http, https)",
+    "many_captions": "the pair has more captions than the limit",
     "balanced_away": "no entry of any caption drew success (balancing, off-line or in the loader)",
     "other_language": "no caption is in one of the languages chosen for training",
 }

@@ -1,34 +1,58 @@
-"""Pairs of an img2dataset tar, `<key>.jpg` + `<key>.txt` + `<key>.json` beside each other, as a crawl leaves it: with everything broken that can be.
+"""What a pool is: a folder of shards of one kind, and one reader for all kinds. Nothing is unpacked, and nothing is ever downloaded.
 
-The captions of a pair are json["captions"] (a list of strings) if that key is there, else the text of `<key>.txt` as the only one. What cannot be used is
-counted under a name of `records.DROP_REASONS`.
+*.tar        img2dataset's tars: images and captions (`pool_tar`)
+*.parquet    rows of URL or key, captions, perhaps images (`pool_parquet`)
+*.wat.gz     Common Crawl's WAT: the links of web pages, text only (`pool_wat`)
+
+Every reader gives `records.Pair` in the order of the file. What cannot be used is counted under a name of `records.DROP_REASONS`.
 """
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Literal
 
 from mc2 import storage
+from mc2.curation.pool_columns import PoolColumns
+from mc2.curation.pool_parquet import parquet_columns, read_parquet
+from mc2.curation.pool_tar import read_tar
+from mc2.curation.pool_wat import read_wat
 from mc2.records import Pair
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_BLOCK_BYTES = 512
+PoolKind = Literal["tar", "parquet", "wat"]
+SUFFIXES: dict[PoolKind, str] = {"tar": ".tar", "parquet": ".parquet", "wat": ".wat.gz"}
+NEED = "img2dataset tars (00000.tar ...), parquet files or Common Crawl's *.warc.wat.gz"
+
+
+def shard_kind(path: Path) -> PoolKind | None:
+    """What the name says the file is; None for hidden and other files."""
+    if path.name.startswith("."):
+        return None
+    return next((kind for kind, suffix in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
 
 
 def pool_shards(pool: str | Path) -> list[Path]:
-    """The tars of a pool, by name. Errors: ValueError if the folder is missing or has none."""
+    """The shards of a pool, by name. Errors: ValueError if the folder is missing, has none, or has several kinds.
+
+    `00000.parquet` beside `00000.tar` is img2dataset's account of its downloads, and no shard.
+    """
     folder = Path(pool)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: the pool is not there; give a folder with img2dataset tars")
-    shards = sorted(folder.glob("*.tar"))
-    if not shards:
-        raise ValueError(f"{folder}: found no .tar in the pool, need img2dataset tars (00000.tar ...)")
-    return shards
+        raise ValueError(f"{folder}: the pool is not there; give a folder with {NEED}")
+    names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    shards = {kind: [path for path in names if shard_kind(path) == kind] for kind in SUFFIXES}
+    tars = {path.stem for path in shards["tar"]}
+    shards["parquet"] = [path for path in shards["parquet"] if path.stem not in tars]
+    kinds = [kind for kind, paths in shards.items() if paths]
+    if not kinds:
+        found = ", ".join(path.name + "/" * path.is_dir() for path in names[:3]) + (" ..." if len(names) > 3 else "")
+        raise ValueError(f"{folder}: found no shard in the pool ({found or 'it is empty'}), need {NEED} in this folder itself")
+    if len(kinds) > 1:
+        found = ", ".join(f"{len(shards[kind])} *{SUFFIXES[kind]}" for kind in kinds)
+        raise ValueError(f"{folder}: found several kinds of shards ({found}), need one; move each kind into a folder of its own")
+    return shards[kinds[0]]
 
 
 def pool_fingerprint(shards: Sequence[Path]) -> str:
@@ -36,110 +60,29 @@ def pool_fingerprint(shards: Sequence[Path]) -> str:
     return storage.fingerprint([[shard.name, shard.stat().st_size] for shard in shards])
 
 
-def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True) -> Iterator[Pair]:
-    """The pairs of a tar in its order, each with captions and an image; what is dropped is added to `drops`.
+def pool_has_images(shards: Sequence[Path], columns: PoolColumns | None = None) -> bool:
+    """False for a pool of text, whose images must be downloaded first. Errors: ValueError for columns that the pool has not, or that it cannot have."""
+    columns = columns or PoolColumns()
+    if shard_kind(shards[0]) != "parquet":
+        if columns != PoolColumns():
+            raise ValueError(f"{shards[0].parent}: found names of columns, but only a pool of parquet files has columns; leave them out")
+        return shard_kind(shards[0]) == "tar"
+    readable = (found for shard in shards if (found := parquet_columns(shard, columns)) is not None)
+    first = next(readable, None)
+    return first is not None and first.image is not None
 
-    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one; a set of keys reads only theirs. Bytes of
-    captions that are not UTF-8 come as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself. Errors: OSError if the file cannot be
-    opened.
+
+def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True, columns: PoolColumns | None = None) -> Iterator[Pair]:
+    """The pairs of a shard in its order, each key once, each with captions; what is dropped is added to `drops`.
+
+    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one in a pool that has images; a set of keys
+    is for reading only theirs. Bytes of captions that are not UTF-8 come as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself.
+    Errors: OSError if the file cannot be opened, ValueError for columns that a parquet file has not.
     """
-    seen: set[str] = set()
-    for key, files in _records(path, drops, images):
-        if key in seen:
-            drops["duplicate_key"] += 1
-            continue
-        seen.add(key)
-        pair = _pair(key, files)
-        if isinstance(pair, Pair):
-            yield pair
-        else:
-            drops[pair] += 1
-
-
-def _pair(key: str, files: dict[str, bytes]) -> Pair | str:
-    """A pair from its files by extension, or the reason why there is none."""
-    if not _is_utf8(key):
-        return "broken_record"
-    image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
-    if image is None:
-        return "no_image"
-    try:
-        captions = _captions(files)
-    except (ValueError, RecursionError):
-        return "broken_record"
-    return Pair(key, captions, image or None) if captions else "no_captions"
-
-
-def _captions(files: dict[str, bytes]) -> tuple[str, ...]:
-    """Errors: ValueError if the JSON cannot be read or its "captions" are no list of strings."""
-    record = json.loads(files["json"].decode("utf-8", "surrogateescape")) if "json" in files else {}
-    if not isinstance(record, dict):
-        raise ValueError("the record is no JSON object")
-    if "captions" in record:
-        captions = record["captions"]
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError("captions are no list of strings")
-        return tuple(captions)
-    return (files["txt"].decode("utf-8", "surrogateescape"),) if "txt" in files else ()
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-class _NotATarError(tarfile.TarError):
-    """Not even the first header can be read."""
-
-
-def _records(path: Path, drops: Counter[str], images: bool | Container[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Neighbouring members with the same key, as {extension: bytes}. The record in which a damaged tar breaks off is not used: nobody knows what it lacks."""
-    key, files = "", dict[str, bytes]()
-    try:
-        for member_key, extension, data in _members(path, images):
-            if files and member_key != key:
-                yield key, files
-                files = {}
-            key = member_key
-            files[extension] = data
-    except _NotATarError:
-        drops["unreadable_tar"] += 1
-    except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers in a damaged header
-        drops["truncated_tar"] += 1
-    else:
-        if files:
-            yield key, files
-
-
-def _members(path: Path, images: bool | Container[str]) -> Iterator[tuple[str, str, bytes]]:
-    """(key, extension, bytes) of every file; the key is the name up to the first dot after the last slash, as webdataset splits it. Errors: tarfile.TarError."""
-    num_bytes = path.stat().st_size
-    with open(path, "rb") as file, _open_tar(file) as tar:
-        while (member := tar.next()) is not None:
-            vars(tar)["members"] = []  # tarfile keeps every member otherwise: memory that grows with the shard
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                continue
-            if member.offset_data + member.size > num_bytes:
-                raise tarfile.ReadError("unexpected end of data")
-            folder, slash, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            key = folder + slash + stem
-            wanted = images if isinstance(images, bool) else key in images
-            skip = not wanted and extension.lower() in IMAGE_EXTENSIONS
-            yield key, extension.lower(), b"" if skip else _read(tar, member)
-        file.seek(tar.offset)
-        end = file.read(_BLOCK_BYTES)
-        if len(end) < _BLOCK_BYTES or any(end):  # tarfile takes damage in the middle for the end
-            raise tarfile.ReadError("no end mark")
-
-
-def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
-    try:
-        return tarfile.open(fileobj=file, mode="r:")
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise _NotATarError(str(error)) from error
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None  # a regular file
-    return file.read()
+    match shard_kind(path):
+        case "parquet":
+            return read_parquet(path, drops, images, columns or PoolColumns())
+        case "wat":
+            return read_wat(path, drops)
+        case _:
+            return read_tar(path, drops, images)

@@ -18,7 +18,7 @@ from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mc2 import storage
-from mc2.curation.pool import IMAGE_EXTENSIONS
+from mc2.curation.pool_tar import IMAGE_EXTENSIONS
 from mc2.records import PackedCaption, ShardManifest
 
 MANIFEST = "manifest.json"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mc2.curation import pool as pool_module
+from mc2.curation import pool_tar
 from mc2.curation.balance_stage import run_balance
 from mc2.curation.match_stage import run_match
 from mc2.curation.pack_plan import PackSettings, Plan
@@ -109,13 +109,13 @@ def test_the_plan_says_where_pairs_come_from(uneven: Path, tmp_path: Path) -> No
 
 def test_each_image_is_read_once(uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = pool_module._read
+    original = pool_tar._read
 
     def noted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         read.append(member.name)
         return original(tar, member)
 
-    monkeypatch.setattr(pool_module, "_read", noted)
+    monkeypatch.setattr(pool_tar, "_read", noted)
     pack(uneven, tmp_path, shard_pairs=2)
     images = [name for name in read if name.endswith(".jpg")]
     assert sorted(images) == [f"{number:03d}.jpg" for number in range(12) if number != 5]

@@ -114,7 +114,7 @@ def test_a_header_that_promises_terabytes_is_not_believed(tmp_path: Path) -> Non
 def test_a_missing_pool_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the pool is not there; give a folder"):
         pool_shards(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"found no \.tar in the pool"):
+    with pytest.raises(ValueError, match=r"found no shard in the pool \(it is empty\), need img2dataset tars"):
         pool_shards(tmp_path)
 
 

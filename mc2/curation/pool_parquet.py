@@ -1,0 +1,206 @@
+"""Pairs of a parquet file: rows of a URL or key, captions, perhaps the image and the language of the page.
+
+captions   a string, or a list of strings; bytes that are not UTF-8 come as surrogate escapes
+key        if the file has none: `url_id` of the URL
+image      the bytes of the encoded image, or {bytes, path} as Hugging Face's `datasets` writes them; rows without bytes are dropped (no_image)
+
+Neighbouring rows with the same key are one pair with the captions of all (each text once); later rows with a key that came before are dropped
+(duplicate_key). A file is read a few rows at a time, whatever the size of its row groups.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterator
+from dataclasses import replace
+from itertools import groupby, islice
+from operator import attrgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from mc2.curation.hints import declared_hint
+from mc2.curation.pair_keys import add_captions, file_key, first_of_each_key, is_utf8, url_id
+from mc2.curation.pool_columns import PoolColumns, find_columns
+from mc2.records import Pair
+
+BATCH_ROWS = 1024
+BATCH_BYTES = 16 << 20  # of the columns that are read, on average
+IMAGES_AHEAD = 64
+_BUFFER_BYTES = 1 << 20
+_DAMAGE = (OSError, pa.ArrowException, ValueError, OverflowError, UnicodeDecodeError)  # what Arrow raises on broken bytes
+
+
+def read_parquet(path: Path, drops: Counter[str], images: bool | Container[str], columns: PoolColumns) -> Iterator[Pair]:
+    """The pairs of a parquet file, see `pool.read_pairs`. Errors: OSError if the file cannot be opened, ValueError for columns that it has not."""
+    opened = _open(path)
+    if opened is None:
+        drops["unreadable_parquet"] += 1
+        return
+    file, schema = opened
+    with file:
+        found = find_columns(schema, columns, path.name)
+        rows = (row for group in range(file.num_row_groups) for row in _group_rows(file, group, found, images, drops))
+        yield from first_of_each_key(_joined(rows, drops), drops, ahead=BATCH_ROWS if images is False else IMAGES_AHEAD)
+
+
+def parquet_columns(path: Path, columns: PoolColumns) -> PoolColumns | None:
+    """What `find_columns` finds in a file; None for one that cannot be read."""
+    opened = _open(path)
+    if opened is None:
+        return None
+    file, schema = opened
+    with file:
+        return find_columns(schema, columns, path.name)
+
+
+def _open(path: Path) -> tuple[pq.ParquetFile, pa.Schema] | None:
+    """None for a file that is no parquet or has lost its footer, where everything about it stands."""
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+        return file, file.schema_arrow
+    except _DAMAGE as error:
+        _raise_if_of_the_disk(error)
+        return None
+
+
+def _raise_if_of_the_disk(error: Exception) -> None:
+    """Arrow's own OSError has no number; one that has comes from the file system."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------
+
+
+def _joined(rows: Iterator[Pair], drops: Counter[str]) -> Iterator[Pair]:
+    """Neighbouring rows of one key as one pair: URL, hint and image of the first, captions of all."""
+    for _, group in groupby(rows, key=attrgetter("key")):
+        first: Pair | None = None
+        captions: dict[str, None] = {}
+        for row in group:
+            first = first or row
+            add_captions(captions, row.captions, drops)
+        if first and captions:
+            yield replace(first, captions=tuple(captions))
+        else:
+            drops["no_captions"] += 1
+
+
+def _group_rows(file: pq.ParquetFile, group: int, found: PoolColumns, images: bool | Container[str], drops: Counter[str]) -> Iterator[Pair]:
+    """The rows of a row group, up to where it is damaged.
+
+    If only its images are damaged, the rest of the rows come with none: whoever reads the captions alone must find the same pairs.
+    """
+    text = [name for name in (found.url, found.key, found.caption, found.hint) if name]
+    image = _image_leaves(file, group, found.image)
+    read_images = image and (images is not False or _may_lack_images(file, group, image))
+    done = 0
+    for columns in ([*text, *image], text) if read_images else (text,):
+        skip, num_rows = done, _batch_rows(file, group, columns)
+        try:
+            for batch in file.iter_batches(num_rows, [group], columns, use_threads=False):
+                rows = batch.slice(skip)
+                skip -= len(batch) - len(rows)
+                if len(rows):
+                    pairs = _batch_pairs(rows, found, images, drops)
+                    done += len(rows)
+                    yield from pairs
+            return
+        except _DAMAGE as error:
+            _raise_if_of_the_disk(error)
+    drops["damaged_row_group"] += 1
+
+
+def _batch_pairs(rows: pa.RecordBatch, found: PoolColumns, images: bool | Container[str], drops: Counter[str]) -> list[Pair]:
+    """A pair for each row that has a key, and an image if the image column was read."""
+    urls, keys, hints = (_texts(rows, name) for name in (found.url, found.key, found.hint))
+    captions = _captions(rows.column(found.caption))
+    image = _images(rows, found.image)
+    pairs = []
+    for i in range(len(rows)):
+        url = (urls[i] or "").strip()
+        url = url if is_utf8(url) else ""
+        key = _key(keys[i]) if found.key else (url_id(url) if url else None)
+        if key is None:
+            drops["broken_record" if found.key else "no_url"] += 1
+        elif image is not None and not image[i].is_valid:
+            drops["no_image"] += 1
+        else:
+            wanted = images if isinstance(images, bool) else key in images
+            data = image[i].as_py() or None if image is not None and wanted else None
+            pairs.append(Pair(key, captions[i], data, url, declared_hint(hints[i] or "")))
+    return pairs
+
+
+def _key(text: str | None) -> str | None:
+    return file_key(text) if text and is_utf8(text) else None
+
+
+# --- columns of a batch -------------------------------------------------------------------------------------------------
+
+
+def _texts(rows: pa.RecordBatch, name: str | None) -> list[str | None]:
+    """A column of strings, bytes or integers as strings; None for every row if there is no such column."""
+    return _strings(rows.column(name)) if name else [None] * len(rows)
+
+
+def _strings(array: pa.Array) -> list[str | None]:
+    if pt.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pt.is_null(array.type):
+        return [None] * len(array)
+    if pt.is_integer(array.type):
+        return [None if value is None else str(value) for value in array.to_pylist()]
+    if pt.is_string(array.type) or pt.is_large_string(array.type) or pt.is_string_view(array.type):
+        try:
+            return list(array.to_pylist())
+        except UnicodeDecodeError:
+            array = array.cast(pa.large_binary())
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in array.to_pylist()]
+
+
+def _captions(array: pa.Array) -> list[tuple[str, ...]]:
+    """The captions of every row: none for a null, an empty one for a null in a list."""
+    if pt.is_list(array.type) or pt.is_large_list(array.type):
+        values = iter(_strings(array.flatten()))
+        lengths = pc.list_value_length(array).fill_null(0).to_pylist()
+        return [tuple(value or "" for value in islice(values, length)) for length in lengths]
+    return [() if value is None else (value,) for value in _strings(array)]
+
+
+def _images(rows: pa.RecordBatch, name: str | None) -> pa.Array | None:
+    """The bytes of the images, null where there are none; None if the column was not read."""
+    if not name or name not in rows.schema.names:
+        return None
+    array = rows.column(name)
+    return pc.struct_field(array, "bytes") if pt.is_struct(array.type) else array
+
+
+# --- row groups ---------------------------------------------------------------------------------------------------------
+
+
+def _image_leaves(file: pq.ParquetFile, group: int, image: str | None) -> list[str]:
+    """Paths of the columns of the file that hold the bytes of the images."""
+    row_group = file.metadata.row_group(group)
+    paths = [row_group.column(i).path_in_schema for i in range(row_group.num_columns)] if image else []
+    return [path for path in paths if path in (image, f"{image}.bytes")]
+
+
+def _may_lack_images(file: pq.ParquetFile, group: int, leaves: list[str]) -> bool:
+    """False if the statistics of the row group say that every row has an image: then the images need not be read to know the pairs."""
+    row_group = file.metadata.row_group(group)
+    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema in leaves]
+    return not all(known is not None and known.has_null_count and known.null_count == 0 for known in statistics)
+
+
+def _batch_rows(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
+    """Rows to read at a time, so that they take about BATCH_BYTES."""
+    row_group = file.metadata.row_group(group)
+    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(tuple(columns)))
+    return int(max(1, min(BATCH_ROWS, BATCH_BYTES * max(1, row_group.num_rows) // max(1, num_bytes))))
