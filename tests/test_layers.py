@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
     "interchange": BASE | {"data", "model", "training"},
+    "bench": BASE | {"engines", "metadata", "curation"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
     "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},
 }
-TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation"}
+TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench"}
 HEAVY = {"torch", "lightning", "torchvision", "timm", "transformers", "open_clip", "torchmetrics", "webdataset"}
 
 
