@@ -26,6 +26,7 @@ COUNTRY_OF_DOMAIN = {
     "xn--3e0b707e": "KR",
 }
 NO_LANGUAGE = frozenset(["und", "mul", "zxx", "mis"])
+NO_COUNTRY = frozenset(["EU", "UN", "ZZ"])
 
 
 @lru_cache(maxsize=1 << 16)
@@ -41,16 +42,17 @@ def declared_hint(text: str) -> str:
 
 
 def _tag(text: str) -> str:
+    """Language, script and country of one declaration as a tag, "" if it says nothing."""
     text = text.strip().replace("_", "-")
     try:
-        language = langcodes.Language.get(text) if text else None
+        tag = langcodes.Language.get(text) if text else langcodes.Language.make()
     except (LanguageTagError, ValueError):
         return ""
-    if language is None or not (language.is_valid() and language.language):
+    if not tag.is_valid():
         return _country_tag(text)
-    if language.language in NO_LANGUAGE:
-        return _country_tag(language.territory or "")
-    return str(language)
+    if tag.language is None or tag.language in NO_LANGUAGE or tag.language.startswith("x-"):
+        return _country_tag(tag.territory or "")
+    return str(langcodes.Language.make(language=tag.language, script=tag.script, territory=tag.territory))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -67,4 +69,4 @@ def _country_tag(country: str) -> str:
     if not (len(country) == 2 and country.isascii() and country.isalpha()):
         return ""
     tag = f"und-{country.upper()}"
-    return tag if country.upper() not in ("EU", "UN") and langcodes.tag_is_valid(tag) else ""
+    return tag if country.upper() not in NO_COUNTRY and langcodes.tag_is_valid(tag) else ""

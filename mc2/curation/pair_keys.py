@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from mc2.records import Pair
 
 MAX_CAPTIONS = 1000  # of a pair
+AHEAD_PAIRS = 1024
+AHEAD_SIZE = 16 << 20  # characters of captions and bytes of images
 
 _FILE_STEM = re.compile(r"[^\s./\\\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 
@@ -59,14 +60,26 @@ class SeenKeys:
             self._runs.append(run)
 
 
-def first_of_each_key(pairs: Iterable[Pair], drops: Counter[str], ahead: int) -> Iterator[Pair]:
-    """The pairs without those whose key came before. Reads `ahead` pairs at a time."""
-    seen, pairs = SeenKeys(), iter(pairs)
-    while chunk := list(islice(pairs, ahead)):
+def first_of_each_key(pairs: Iterable[Pair], drops: Counter[str]) -> Iterator[Pair]:
+    """The pairs without those whose key came before. Looks at up to AHEAD_PAIRS or AHEAD_SIZE at a time."""
+    seen = SeenKeys()
+    for chunk in _chunks(pairs):
         first = seen.first([pair.key for pair in chunk]).tolist()
         if not all(first):
             drops["duplicate_key"] += first.count(False)
         yield from (pair for pair, is_first in zip(chunk, first, strict=True) if is_first)
+
+
+def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    chunk: list[Pair] = []
+    size = 0
+    for pair in pairs:
+        chunk.append(pair)
+        size += sum(map(len, pair.captions)) + len(pair.image or b"")
+        if len(chunk) == AHEAD_PAIRS or size >= AHEAD_SIZE:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
 
 
 def few_captions(captions: tuple[str, ...], drops: Counter[str]) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ from mc2.records import Pair
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 << 20  # of the columns that are read, on average
-IMAGES_AHEAD = 64
 _BUFFER_BYTES = 1 << 20
 _DAMAGE = (OSError, pa.ArrowException, ValueError, OverflowError, UnicodeDecodeError)  # what Arrow raises on broken bytes
 
@@ -44,7 +43,7 @@ def read_parquet(path: Path, drops: Counter[str], images: bool | Container[str],
     with file:
         found = find_columns(schema, columns, path.name)
         rows = (row for group in range(file.num_row_groups) for row in _group_rows(file, group, found, images, drops))
-        yield from first_of_each_key(_joined(rows, drops), drops, ahead=BATCH_ROWS if images is False else IMAGES_AHEAD)
+        yield from first_of_each_key(_joined(rows, drops), drops)
 
 
 def parquet_columns(path: Path, columns: PoolColumns) -> PoolColumns | None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mc2.curation.wat_page import Page
 
 MAX_RECORD_BYTES = 64 << 20  # of one page's JSON; Common Crawl keeps 1 MiB of a page
-PAIRS_AHEAD = 1024
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _CHUNK_BYTES = 1 << 16
 
@@ -33,7 +32,7 @@ _CHUNK_BYTES = 1 << 16
 def read_wat(path: Path, drops: Counter[str]) -> Iterator[Pair]:
     """The pairs of a WAT file in its order. Errors: OSError if the file cannot be opened, ImportError that names what to install."""
     _packages()
-    return first_of_each_key(_pairs(path, drops), drops, PAIRS_AHEAD)
+    return first_of_each_key(_pairs(path, drops), drops)
 
 
 @lru_cache(maxsize=1)
