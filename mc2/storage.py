@@ -36,16 +36,24 @@ def keyed_uniform(seed: int, purpose: str, epoch: int, key: str) -> float:
     return (keyed_hash(seed, purpose, epoch, key) >> 11) * 2.0**-53
 
 
-def keyed_uniforms(seed: int, purpose: str, epoch: int, key: str, numbers: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.float64]:
-    """One number in [0, 1) for each of the non-negative integers (entry ids, say): splitmix64 of the key's hash and the integer."""
+def keyed_hashes(seed: int, purpose: str, epoch: int, keys: Iterable[str]) -> NDArray[np.uint64]:
+    """`keyed_hash` of many keys."""
+    return np.array([keyed_hash(seed, purpose, epoch, key) for key in keys], np.uint64)
+
+
+def hashed_uniforms(hashes: NDArray[np.uint64] | np.uint64, numbers: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.float64]:
+    """One number in [0, 1) for each hash with its non-negative integer (an entry id, say): splitmix64 of both."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the algorithm
-        z = np.uint64(keyed_hash(seed, purpose, epoch, key)) + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        z = hashes + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def keyed_uniforms(seed: int, purpose: str, epoch: int, key: str, numbers: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.float64]:
+    """One number in [0, 1) for each of the non-negative integers, drawn by the key and the integer."""
+    return hashed_uniforms(np.uint64(keyed_hash(seed, purpose, epoch, key)), numbers)
 
 
 def keyed_order(seed: int, purpose: str, epoch: int, keys: Iterable[str]) -> list[str]:

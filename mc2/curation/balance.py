@@ -6,7 +6,7 @@ q[e] = t / max(c[e], t) the probability of an entry. Everything above `Balance` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,6 +22,7 @@ from mc2.records import PackedCaption
 
 IntArray: TypeAlias = NDArray[np.integer[Any]]
 FloatArray: TypeAlias = NDArray[np.float64]
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 # "paper": English gets its threshold back from p like every other language. "published_code": English keeps the threshold that p was computed from.
 EnglishRule = Literal["paper", "published_code"]
@@ -42,15 +43,15 @@ def tail_share(counts: IntArray, threshold: int) -> float:
 
 
 def head_threshold(counts: IntArray, share: float) -> int:
-    """The count whose inclusive cumulative share of the matches is nearest to `share`; 1 where nothing matched.
+    """The count whose inclusive cumulative share of the matches is nearest to `share`, of two equally near ones the smaller; 1 where nothing matched.
 
     Entries that never occur take no part, so the threshold is at least 1. The way back from `tail_share` is not exact: "<" there, inclusive here.
     """
     ascending = np.sort(counts[counts > 0])
     if not len(ascending):
         return 1
-    cumulative_share = np.cumsum(ascending) / ascending.sum()
-    return int(ascending[np.argmin(np.abs(cumulative_share - share))])
+    cumulative = np.cumsum(ascending)
+    return int(ascending[np.argmin(np.abs(cumulative - share * cumulative[-1]))])  # in matches, not shares: ties are exact
 
 
 def entry_probabilities(counts: IntArray, threshold: int) -> FloatArray:
@@ -63,13 +64,23 @@ def keep_probability(entry_ids: IntArray, entry_prob: FloatArray) -> float:
     return float(1.0 - np.prod(1.0 - entry_prob[entry_ids]))
 
 
-def keep_probabilities(entry_ids: IntArray, lengths: IntArray, entry_prob: FloatArray) -> FloatArray:
-    """`keep_probability` of many captions: the ids of all of them one after the other, and how many ids each has."""
-    kept = np.zeros(len(lengths))
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])[lengths > 0].astype(np.int64)
-    if len(starts):
-        kept[lengths > 0] = 1.0 - np.multiply.reduceat(1.0 - entry_prob[entry_ids], starts)
-    return kept
+def keep_probabilities(match_prob: FloatArray, lengths: IntArray) -> FloatArray:
+    """`keep_probability` of many captions: q of the entries of all of them one after the other, and how many entries each has."""
+    return 1.0 - _by_caption(np.multiply, 1.0 - match_prob, lengths, 1.0)
+
+
+def accepted_captions(match_prob: FloatArray, uniforms: FloatArray, lengths: IntArray) -> BoolArray:
+    """`accept` of many captions, from q and the draw of each entry of each caption."""
+    return _by_caption(np.logical_or, uniforms < match_prob, lengths, False)
+
+
+def _by_caption(operation: np.ufunc, values: NDArray[Any], lengths: IntArray, empty: float) -> NDArray[Any]:
+    """The operation over the values of each caption; `empty` for a caption without any."""
+    result = np.full(len(lengths), empty, values.dtype)
+    some = lengths > 0
+    if some.any():
+        result[some] = operation.reduceat(values, (np.cumsum(lengths) - lengths)[some])
+    return result
 
 
 def accept(pair_key: str, entry_ids: IntArray | Sequence[int], entry_prob: FloatArray, seed: int, epoch: int) -> bool:
@@ -99,6 +110,18 @@ def draw_caption(
     return index if accept(pair_key, caption.entries, entry_prob, seed, epoch) else None
 
 
+def draw_captions(pair_keys: Sequence[str], pair: IntArray, accepted: BoolArray, seed: int, epoch: int) -> NDArray[np.int64]:
+    """`draw_caption` of many pairs: the numbers of the captions that are used, at most one of each pair, ascending.
+
+    pair: of each caption the number of its pair in `pair_keys`, ascending; accepted: of each caption.
+    """
+    captions_of_pair = np.bincount(pair, minlength=len(pair_keys))
+    uniforms = (storage.keyed_hashes(seed, "caption", epoch, pair_keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    drawn = np.cumsum(captions_of_pair) - captions_of_pair + (uniforms * captions_of_pair).astype(np.int64)
+    drawn = drawn[captions_of_pair > 0]
+    return np.compress(accepted[drawn], drawn)
+
+
 # --- the whole arithmetic -----------------------------------------------------------------------------------------------
 
 
@@ -111,7 +134,10 @@ class LanguageBalance:
     entry_prob: FloatArray
 
     def arithmetic(self) -> dict[str, int | float]:
-        """The sizes that follow from the counts and the threshold: head and tail in entries and in matches, and the tail's share."""
+        """The sizes that follow from the counts and the threshold: head and tail in entries and in matches.
+
+        The head is what balancing thins out, the entries counted more than the threshold. An entry counted just as often is in the tail here.
+        """
         head = self.counts > self.threshold
         return {
             "entries": len(self.counts),
@@ -122,7 +148,6 @@ class LanguageBalance:
             "tail_entries": int(((self.counts > 0) & ~head).sum()),
             "head_matches": int(self.counts[head].sum()),
             "tail_matches": int(self.counts[~head].sum()),
-            "expected_matches": float((self.counts * self.entry_prob).sum()),
         }
 
 
@@ -151,16 +176,16 @@ class Balance:
     def save(
         self,
         folder: Path,
-        entries: Mapping[str, Sequence[str]],
+        entries: Callable[[str], Sequence[str]],
         expected_counts: Mapping[str, FloatArray] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `<language>.parquet` (the entries that occur, most frequent first) and, last, `balance.json`.
 
-        `expected_counts`: per language the number of kept captions with each entry. `summary`: more for `balance.json`; its "languages" join ours.
+        `entries`: the entries of a language by id. `expected_counts`: per language the number of kept captions with each entry. `summary`: more for `balance.json`; its "languages" join ours.
         """
         for code, language in self.languages.items():
-            _write_language(folder / f"{code}.parquet", language, entries[code], (expected_counts or {}).get(code))
+            _write_language(folder / f"{code}.parquet", language, entries(code), (expected_counts or {}).get(code))
         summary = dict(summary or {})
         rows = summary.pop("languages", {})
         rows = {code: {**rows.get(code, {}), **self.languages[code].arithmetic()} for code in self.languages}

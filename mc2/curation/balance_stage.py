@@ -1,74 +1,50 @@
-"""The stage `balance`: counts summed over the matched shards, then tail share, thresholds, probabilities and what to expect of them (RECIPE 1.1).
+"""The stage `balance`: counts summed over the matched shards, then tail share, thresholds, probabilities, and what they keep (RECIPE 1.1).
 
 <language>.parquet   the entries that occur, most frequent first: id, entry, count, probability, expected_count
-balance.json         the whole arithmetic: pool, languages, captions, matches, tail share, thresholds, head and tail, expected kept
+balance.json         the whole arithmetic: pool, languages, captions, matches, tail share, thresholds, head and tail, what is expected and what is drawn
+.sums/               while the stage runs: partial sums, see `mc2.curation.balance_sums`
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import shutil
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
 from mc2.curation import balance
+from mc2.curation.balance_sums import EntrySums, Numbers, SumGroup, sum_all
+from mc2.curation.matched import MatchedShard
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import Metadata
 
-
-@dataclass(frozen=True)
-class LanguageCaptions:
-    """The matched captions of one language in one shard: all entry ids one after the other, and per caption the number of ids and of its pair's captions."""
-
-    entry_ids: NDArray[np.int32]
-    lengths: NDArray[np.int64]
-    captions_of_pair: NDArray[np.int64]
+# --- one shard ----------------------------------------------------------------------------------------------------------
 
 
-def read_matched(path: Path) -> tuple[dict[str, int], dict[str, LanguageCaptions], int]:
-    """Of a matched shard: captions identified per language, the matched captions per language, and the number of pairs with a matched caption."""
-    table = pq.read_table(path, columns=["key", "language", "entries", "drop"])
-    identified = table.filter(pc.or_kleene(pc.is_null(table["drop"]), pc.equal(table["drop"], "no_entry")))
-    captions = Counter(identified["language"].to_pylist())
-    matched = table.filter(pc.is_null(table["drop"])).combine_chunks()
-    keys = matched["key"].combine_chunks().dictionary_encode()
-    pair_index = keys.indices.to_numpy() if len(keys) else np.zeros(0, np.int64)
-    captions_of_pair = np.bincount(pair_index, minlength=len(keys.dictionary))[pair_index]
-    by_language = {}
-    for code in pc.unique(matched["language"]).to_pylist():
-        rows = pc.equal(matched["language"], code).to_numpy()
-        entries = matched["entries"].filter(pa.array(rows))
-        by_language[code] = LanguageCaptions(
-            pc.list_flatten(entries).to_numpy(), pc.list_value_length(entries).to_numpy().astype(np.int64), captions_of_pair[rows]
-        )
-    return dict(captions), by_language, len(keys.dictionary)
+def count_shard(shard: MatchedShard, counts: EntrySums) -> Numbers:
+    """Add to `counts` the captions with each entry. Returns what there is of pairs, captions and drops."""
+    of_match = shard.language_of_match
+    for number, code in enumerate(shard.languages):
+        counts.add(code, shard.entry_ids[of_match == number], 1)
+    matched = dict(zip(shard.languages, np.bincount(shard.language, minlength=len(shard.languages)).tolist(), strict=True))
+    rows = {code: {"captions": number, "matched": matched.get(code, 0)} for code, number in shard.identified.items()}
+    total = {"pairs": shard.num_pairs, "pairs_matched": len(shard.keys), "pool_captions": shard.num_captions}
+    return {"languages": rows, "total": total}
 
 
 @dataclass(frozen=True)
-class ShardCounts:
-    """What one shard adds to the counts; entry ids and counts are sparse."""
+class Draws:
+    """The epoch of training whose keyed draws are counted."""
 
-    captions: Mapping[str, int]
-    matched: Mapping[str, int]
-    entries: Mapping[str, tuple[NDArray[np.int32], NDArray[np.int64]]]
-    pairs: int
-
-
-def count_shard(path: Path) -> ShardCounts:
-    """The counts of a matched shard."""
-    captions, by_language, pairs = read_matched(path)
-    entries = {code: np.unique(part.entry_ids, return_counts=True) for code, part in by_language.items()}
-    return ShardCounts(captions, {code: len(part.lengths) for code, part in by_language.items()}, entries, pairs)
+    seed: int = 0
+    epoch: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -78,35 +54,49 @@ def probabilities_once(folder: Path, _fingerprint: str) -> dict[str, balance.Flo
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What balancing is expected to keep of one language in one shard.
+class KeepShard:
+    """What balancing keeps of a shard, by expectation and by the keyed draws.
 
-    captions: number kept when each caption is judged by itself; entry_counts: number of these with each of `entry_ids`.
-    pairs: number of pairs in an epoch that show a caption of this language, when one caption of each pair is drawn and judged.
+    captions: each caption is judged by itself. pairs: one caption of each pair is drawn and judged, as in an epoch of training; pairs_variance is that of the
+    drawn number, pairs being independent of each other.
     """
-
-    captions: float
-    pairs: float
-    entry_ids: NDArray[np.int32]
-    entry_counts: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ExpectShard:
-    """Expected outcome of balancing per language for a matched shard; the balance is loaded once per process."""
 
     balance: Path
     fingerprint: str
+    draws: Draws
 
-    def __call__(self, path: Path) -> dict[str, Expected]:
-        probabilities = probabilities_once(self.balance, self.fingerprint)
-        result = {}
-        for code, part in read_matched(path)[1].items():
-            kept = balance.keep_probabilities(part.entry_ids, part.lengths, probabilities[code])
-            ids, position = np.unique(part.entry_ids, return_inverse=True)
-            entry_counts = np.bincount(position, weights=np.repeat(kept, part.lengths), minlength=len(ids)).astype(np.float64)
-            result[code] = Expected(float(kept.sum()), float((kept / part.captions_of_pair).sum()), ids, entry_counts)
-        return result
+    def __call__(self, shard: MatchedShard, expected_counts: EntrySums) -> Numbers:
+        """Add to `expected_counts` the captions with each entry that are expected to be kept. Returns the other numbers."""
+        match_prob = shard.match_prob(probabilities_once(self.balance, self.fingerprint))
+        caption_prob = balance.keep_probabilities(match_prob, shard.lengths)
+        of_match, prob_of_match = shard.language_of_match, np.repeat(caption_prob, shard.lengths)
+        for number, code in enumerate(shard.languages):
+            mine = of_match == number
+            expected_counts.add(code, shard.entry_ids[mine], prob_of_match[mine])
+        accepted = shard.accepted(match_prob, self.draws.seed, self.draws.epoch)
+        drawn = balance.draw_captions(shard.keys, shard.pair, accepted, self.draws.seed, self.draws.epoch)
+        pair_prob = caption_prob / np.bincount(shard.pair)[shard.pair]  # of the caption to be drawn and accepted
+        columns: dict[str, NDArray[Any]] = {
+            "expected_captions": np.bincount(shard.language, caption_prob),
+            "drawn_captions": np.bincount(shard.language[accepted], minlength=len(shard.languages)),
+            "expected_pairs": np.bincount(shard.language, pair_prob),
+            "drawn_pairs": np.bincount(shard.language[drawn], minlength=len(shard.languages)),
+            "pairs_variance": _pairs_variance(shard, pair_prob),
+        }
+        rows = {code: {name: values[number].item() for name, values in columns.items()} for number, code in enumerate(shard.languages)}
+        prob = np.bincount(shard.pair, pair_prob)
+        return {"languages": rows, "total": {"pairs_variance": float((prob * (1 - prob)).sum())}}
+
+
+def _pairs_variance(shard: MatchedShard, pair_prob: balance.FloatArray) -> balance.FloatArray:
+    """Per language the variance of the number of pairs that show a caption of it."""
+    num_languages = max(1, len(shard.languages))
+    cells, cell = np.unique(shard.pair * num_languages + shard.language, return_inverse=True)
+    prob = np.bincount(cell, pair_prob)
+    return np.bincount(cells % num_languages, prob * (1 - prob)).astype(np.float64)
+
+
+# --- all shards ---------------------------------------------------------------------------------------------------------
 
 
 def run_balance(
@@ -117,6 +107,7 @@ def run_balance(
     english_rule: balance.EnglishRule = "paper",
     tail_share: float | None = None,
     engine: Engine | None = None,
+    draws: Draws = Draws(),
 ) -> dict[str, Any]:
     """Counts, tail share, thresholds and probabilities of a matched pool. Returns `balance.json` as a dict."""
     matched, out, engine = Path(matched), Path(out), engine or LocalEngine()
@@ -124,48 +115,40 @@ def run_balance(
     if storage.read_json(matched / "inputs.json")["metadata"] != opened.fingerprint:
         raise ValueError(f"{matched}: was matched with other metadata than {opened.folder}; run `mc2 curate match` with this metadata")
     rules = {"english_threshold": english_threshold, "english_rule": english_rule, "tail_share": tail_share}
-    with storage.Stage(out, "balance", {"matched": done["fingerprint"], **rules}) as stage:
+    with storage.Stage(out, "balance", {"matched": done["fingerprint"], **rules, **vars(draws)}) as stage:
         if not stage.done:
-            paths = sorted(matched.glob("*.parquet"))
-            counted = engine.map("count", count_shard, paths)
-            balanced = balance.balance_languages(_entry_counts(counted, opened), english_threshold, english_rule, tail_share)
-            entries = {code: opened.entries(code) for code in balanced.languages}
-            balanced.save(out, entries)  # for the workers of the next line
-            expected = engine.map("expect", ExpectShard(out, stage.fingerprint), paths)
-            summary = {"fingerprints": {"metadata": opened.fingerprint, "matched": done["fingerprint"]}, "drops": done["results"]["drops"]}
-            balanced.save(out, entries, _expected_counts(expected, balanced), summary | _sums(counted, expected))
+
+            def add_up(name: str, kind: Any, function: Any) -> tuple[dict[str, NDArray[Any]], Numbers]:
+                return sum_all(SumGroup(matched, out / ".sums", name, kind, function, opened.num_entries, stage.fingerprint), engine)
+
+            counts, counted = add_up("count", np.int64, count_shard)
+            for code in counted["languages"]:  # also those in which nothing matched
+                counts.setdefault(code, np.zeros(opened.num_entries[code], np.int64))
+            balanced = balance.balance_languages(counts, english_threshold, english_rule, tail_share)
+            balanced.save(out, opened.entries)  # for the workers of the next line
+            expected, kept = add_up("keep", np.float64, KeepShard(out, stage.fingerprint, draws))
+            fingerprints = {"metadata": opened.fingerprint, "matched": done["fingerprint"]}
+            summary = {"fingerprints": fingerprints, "draws": vars(draws), "drops": done["results"]["drops"]}
+            balanced.save(out, opened.entries, expected, summary | _summary(done["results"]["shards"], counted, kept))
+            shutil.rmtree(out / ".sums", ignore_errors=True)
             stage.finish({})
     value: dict[str, Any] = storage.read_json(out / "balance.json")
     return value
 
 
-def _entry_counts(counted: Sequence[ShardCounts], metadata: Metadata) -> dict[str, NDArray[np.int64]]:
-    """Dense counts of every language that has a caption."""
-    counts: dict[str, NDArray[np.int64]] = {}
-    for shard in counted:
-        for code in shard.captions:
-            counts.setdefault(code, np.zeros(metadata.num_entries[code], np.int64))
-        for code, (ids, number) in shard.entries.items():
-            counts[code][ids] += number
-    return counts
+SUMMED = ("captions", "matched", "expected_captions", "drawn_captions", "expected_pairs", "drawn_pairs")
 
 
-def _expected_counts(expected: Sequence[dict[str, Expected]], balanced: balance.Balance) -> dict[str, NDArray[np.float64]]:
-    counts = {code: np.zeros(len(language.counts)) for code, language in balanced.languages.items()}
-    for shard in expected:
-        for code, part in shard.items():
-            counts[code][part.entry_ids] += part.entry_counts
-    return counts
-
-
-def _sums(counted: Sequence[ShardCounts], expected: Sequence[dict[str, Expected]]) -> dict[str, Any]:
-    """Captions and pairs of the pool and of each language; floating sums in the order of the shards, so that they repeat."""
-    captions = sum((Counter(shard.captions) for shard in counted), Counter[str]())
-    matched = sum((Counter(shard.matched) for shard in counted), Counter[str]())
-    rows: dict[str, dict[str, float]] = {code: {"captions": captions[code], "matched": matched[code]} for code in sorted(captions)}
-    for code, row in rows.items():
-        parts = [shard[code] for shard in expected if code in shard]
-        row["expected_captions"] = sum((part.captions for part in parts), 0.0)
-        row["expected_pairs"] = sum((part.pairs for part in parts), 0.0)
-    total = {name: sum(row[name] for row in rows.values()) for name in ("captions", "matched", "expected_captions", "expected_pairs")}
-    return {"total": {"shards": len(counted), "pairs_matched": sum(shard.pairs for shard in counted), **total}, "languages": rows}
+def _summary(num_shards: int, counted: Numbers, kept: Numbers) -> dict[str, Any]:
+    """The rows of the languages, and their sums together with what is known of the pool as a whole."""
+    nothing = dict.fromkeys((*SUMMED, "pairs_variance"), 0)
+    rows = {code: {**nothing, **counted["languages"][code], **kept["languages"].get(code, {})} for code in sorted(counted["languages"])}
+    total = {
+        "shards": num_shards,
+        **counted["total"],
+        **kept["total"],
+        **{name: sum(row[name] for row in rows.values()) for name in SUMMED},
+    }
+    for row in (total, *rows.values()):
+        row["pairs_deviation"] = sqrt(row.pop("pairs_variance"))
+    return {"total": total, "languages": rows}

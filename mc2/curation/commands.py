@@ -45,6 +45,8 @@ def balance(
     english_threshold: int = 170_000,
     english_rule: EnglishRule = "paper",
     tail_share: float | None = None,
+    seed: int = 0,
+    epoch: int = 0,
     **engine_options: Any,
 ) -> None:
     """Counts, thresholds and probabilities of the entries of all languages.
@@ -57,10 +59,13 @@ def balance(
             million. A small pool needs a small one: the tail should hold 5 to 10 % of the matches.
         english_rule: "paper": English gets its threshold from the tail share as all languages do. "published_code": English keeps `english_threshold`.
         tail_share: Share of the matches that belongs to the tail; by default that of English at `english_threshold`. For pools without English.
+        seed: Keys the draws that are counted beside what is expected; nothing else depends on it.
+        epoch: Keys them too: the epoch of training that would draw the same.
     """
-    from mc2.curation.balance_stage import run_balance
+    from mc2.curation.balance_stage import Draws, run_balance
 
-    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, make_engine(out / ".logs", **engine_options))
+    engine = make_engine(out / ".logs", **engine_options)
+    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, engine, Draws(seed, epoch))
     total = value["total"]
     print(
         f"{out}: tail share {value['tail_share']:.2%}; {total['matched']:,} matched captions, {total['expected_captions']:,.0f} expected to be kept. "
@@ -154,7 +159,7 @@ def run(
         shard_pairs: Pairs of a training shard.
         truth: Parquet with the true language of captions, for the report.
     """
-    from mc2.curation.balance_stage import run_balance
+    from mc2.curation.balance_stage import Draws, run_balance
     from mc2.curation.match_stage import MatchSettings, run_match
     from mc2.curation.pack_plan import PackSettings
     from mc2.curation.pack_stage import run_pack
@@ -162,7 +167,7 @@ def run(
 
     engine = make_engine(out / ".logs", **engine_options)
     run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine)
-    run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine)
+    run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine, Draws(seed))
     run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed, shard_pairs=shard_pairs), engine)
     write_report(out / "balance", out / "curation", out / "matched", truth, out / "shards")
     print(f"{out}: open curation/report.png; train on shards/ with balance/")

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.balance import FloatArray, draw_caption
+from mc2.curation.balance import draw_captions
 from mc2.curation.balance_stage import probabilities_once
 from mc2.curation.match_stage import sum_drops
+from mc2.curation.matched import MatchedShard
 from mc2.engines.engine import Engine
-from mc2.records import PackedCaption
 
 # "online": all matched captions are packed, the loader draws afresh each epoch. "offline": one draw now, for good; shards are smaller.
 Balancing = Literal["online", "offline"]
@@ -71,26 +71,20 @@ class ChoosePairs:
 
     def choose(self, shard: Path) -> tuple[dict[str, list[ChosenCaption]], Counter[str]]:
         """The captions to pack by key, in the order of the pool, and the drops. Packing drops further pairs only for their images."""
-        table = pq.read_table(self.matched / f"{shard.stem}.parquet", columns=["key", "caption_index", "language", "entries", "drop"])
-        chosen = _by_key(table.filter(pc.is_null(table["drop"])))
-        drops = Counter(no_captions=pc.count_distinct(table["key"]).as_py() - len(chosen))
+        matched = MatchedShard.read(self.matched / f"{shard.stem}.parquet")
+        captions = np.arange(len(matched.pair))
         if self.settings.balanced == "offline":
-            probabilities = probabilities_once(self.balance, self.fingerprint)
-            drawn = {key: self._draw(key, captions, probabilities) for key, captions in chosen.items()}
-            drops["balanced_away"] = sum(index is None for index in drawn.values())
-            chosen = {key: [chosen[key][index]] for key, index in drawn.items() if index is not None}
+            match_prob = matched.match_prob(probabilities_once(self.balance, self.fingerprint))
+            accepted = matched.accepted(match_prob, self.settings.seed, self.settings.epoch)
+            captions = draw_captions(matched.keys, matched.pair, accepted, self.settings.seed, self.settings.epoch)
+        chosen: dict[str, list[ChosenCaption]] = {}
+        ends = np.cumsum(matched.lengths)
+        for number in captions.tolist():
+            entries = matched.entry_ids[ends[number] - matched.lengths[number] : ends[number]].tolist()
+            caption = (int(matched.caption_index[number]), matched.languages[matched.language[number]], tuple(entries))
+            chosen.setdefault(matched.keys[matched.pair[number]], []).append(caption)
+        drops = Counter(no_captions=matched.num_pairs - len(matched.keys), balanced_away=len(matched.keys) - len(chosen))
         return chosen, +drops
-
-    def _draw(self, key: str, captions: Sequence[ChosenCaption], probabilities: Mapping[str, FloatArray]) -> int | None:
-        candidates = [PackedCaption("", language, entries) for _, language, entries in captions]
-        return draw_caption(key, candidates, probabilities, self.settings.seed, self.settings.epoch)
-
-
-def _by_key(table: pa.Table) -> dict[str, list[ChosenCaption]]:
-    by_key: dict[str, list[ChosenCaption]] = {}
-    for key, index, language, entries in zip(*(table[name].to_pylist() for name in table.column_names[:4]), strict=True):
-        by_key.setdefault(key, []).append((index, language, tuple(entries)))
-    return by_key
 
 
 # --- all pool shards ----------------------------------------------------------------------------------------------------
