@@ -38,7 +38,9 @@ def keyed_uniform(seed: int, purpose: str, epoch: int, key: str) -> float:
 
 def keyed_hashes(seed: int, purpose: str, epoch: int, keys: Iterable[str]) -> NDArray[np.uint64]:
     """`keyed_hash` of many keys."""
-    return np.array([keyed_hash(seed, purpose, epoch, key) for key in keys], np.uint64)
+    prefix = f"{seed}|{purpose}|{epoch}|"
+    digests = [hashlib.blake2b((prefix + key).encode(), digest_size=8).digest() for key in keys]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def hashed_uniforms(hashes: NDArray[np.uint64] | np.uint64, numbers: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.float64]:

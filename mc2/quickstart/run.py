@@ -82,8 +82,14 @@ class Quickstart:
         from mc2.curation.balance_stage import Draws, run_balance
         from mc2.engines.local import LocalEngine
 
-        folders, engine = [self.out / name for name in ("matched", "metadata", "balance")], LocalEngine(self.workers)
-        run_balance(*folders, self.english_threshold, engine=engine, draws=Draws(self.seed))
+        run_balance(
+            self.out / "matched",
+            self.out / "metadata",
+            self.out / "balance",
+            self.english_threshold,
+            engine=LocalEngine(self.workers),
+            draws=Draws(self.seed),
+        )
 
     def pack(self) -> None:
         """Training shards, balanced on-line by the loader; and the report of curation."""
