@@ -30,6 +30,9 @@ DROP_REASONS = {
     "damaged_wat": "a place where the WAT file is damaged or cut off; the records that are whole were used",
     "no_url": "there is neither a key nor a URL, or none that can be fetched (http, https)",
     "many_captions": "the pair has more captions than the limit",
+    "exact_duplicate": "an earlier image of the pool has the same bytes",
+    "near_duplicate": "an earlier image of the pool that stays has nearly the same hash",
+    "benchmark_overlap": "an image of a benchmark has the same bytes or nearly the same hash",
     "balanced_away": "no entry of any caption drew success (balancing, off-line or in the loader)",
     "other_language": "no caption is in one of the languages chosen for training",
 }
@@ -60,6 +63,24 @@ MATCHED_SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("entries", pa.list_(pa.int32()), nullable=False),
         pa.field("drop", pa.string(), nullable=True),
+    ]
+)
+
+# One row per image of one pool shard: `hash` writes it. `hash` has 64 bits (RECIPE 1.5), null where the image cannot be decoded or no encoder was given.
+HASHED_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("hash", pa.uint64(), nullable=True),
+    ]
+)
+
+# One row per pair of one pool shard that `duplicates` drops. `duplicate_of`: "<shard>/<key>" of the image that stays, or that the benchmark has.
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("duplicate_of", pa.string(), nullable=False),
     ]
 )
 

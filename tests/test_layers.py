@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "data": BASE | {"curation"},
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
-    "interchange": BASE | {"data", "model", "training"},
+    "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path
     "bench": BASE | {"engines", "metadata", "curation"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
     "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},

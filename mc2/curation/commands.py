@@ -1,11 +1,13 @@
-"""`mc2 curate match | balance | pack | report | run`."""
+"""`mc2 curate match | hash | duplicates | balance | pack | report | run`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mc2.curation.balance import EnglishRule
+from mc2.curation.image_hash import DctEncoder, ImageEncoder
 from mc2.curation.match import MatchRule
 from mc2.curation.pack_plan import Balancing
 from mc2.engines.options import make_engine
@@ -36,6 +38,48 @@ def match(
     print(
         f"{out}: matched {results['shards']:,} shards; drops: {results['drops']}. Next: mc2 curate balance --matched {out} --metadata {metadata} --out ..."
     )
+
+
+def hash_images(
+    pool: Path,
+    out: Path,
+    encoder: Callable[[], ImageEncoder] | None = DctEncoder,
+    seed: int = 0,
+    max_pixels: int = 64_000_000,
+    **engine_options: Any,
+) -> None:
+    """Hashes of all images, by content and by look.
+
+    Args:
+        pool: Folder of the pool, or a folder with the image files of a benchmark at any depth.
+        out: Folder to write; the same line again goes on where it stopped.
+        encoder: What turns an image into the embedding whose hash is compared. The default needs no weights and finds copies that were re-encoded or
+            resized. `mc2.interchange.image_encoder.ClipEncoder` takes a model folder. `null`: contents alone, nothing is decoded.
+        seed: Draws the directions that the embedding is projected on.
+        max_pixels: Images with more pixels are not decoded.
+    """
+    from mc2.curation.hash_stage import HashSettings, run_hash
+
+    results = run_hash(pool, out, encoder, HashSettings(seed, max_pixels), make_engine(out / ".logs", **engine_options))
+    print(
+        f"{out}: hashed {results['images']:,} images; not decoded: {results['drops']}. Next: mc2 curate duplicates --hashes {out} --out ..."
+    )
+
+
+def duplicates(hashes: Path, out: Path, benchmarks: list[Path] | None = None, radius: int = 3, matched: Path | None = None) -> None:
+    """Which pairs leave because their image is in the pool already, or in a benchmark.
+
+    Args:
+        hashes: Folder of `mc2 curate hash` of the pool.
+        out: Folder to write.
+        benchmarks: Folders of `mc2 curate hash` of benchmarks, made with the same encoder and seed.
+        radius: Images are near duplicates if at most this many of the 64 bits of their hashes differ, 0 to 8.
+        matched: Folder of `mc2 curate match`: pairs without a matched caption take no part then, so that the image that stays can be packed.
+    """
+    from mc2.curation.duplicates_stage import run_duplicates
+
+    results = run_duplicates(hashes, out, benchmarks or [], radius, matched)
+    print(f"{out}: of {results['images']:,} images leave: {results['drops']}; overlap with benchmarks: {results['benchmark_overlap']}")
 
 
 def balance(
@@ -177,6 +221,14 @@ def main(argv: list[str]) -> int:
     """Run `mc2 curate ...`; argv begins with "curate"."""
     from jsonargparse import auto_cli
 
-    components: Any = {"match": match, "balance": balance, "pack": pack, "report": report, "run": run}
+    components: Any = {
+        "match": match,
+        "hash": hash_images,
+        "duplicates": duplicates,
+        "balance": balance,
+        "pack": pack,
+        "report": report,
+        "run": run,
+    }
     auto_cli(components, args=argv[1:], prog="mc2 curate", as_positional=False, description="From a raw pool to balanced training shards.")
     return 0

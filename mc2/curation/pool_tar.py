@@ -38,11 +38,25 @@ def read_tar(path: Path, drops: Counter[str], images: bool | Container[str] = Tr
             drops[pair] += 1
 
 
+def read_tar_images(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(key, encoded file) of every image of a tar that `read_tar` could give, and of those without captions too: a benchmark may have none."""
+    seen: set[str] = set()
+    for key, files in _records(path, Counter(), images=True):
+        image = _image(files)
+        if image is not None and key not in seen and is_utf8(key):
+            yield key, image
+        seen.add(key)
+
+
+def _image(files: dict[str, bytes]) -> bytes | None:
+    return next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
+
+
 def _pair(key: str, files: dict[str, bytes], drops: Counter[str]) -> Pair | str:
     """A pair from its files by extension, or the reason why there is none."""
     if not is_utf8(key):
         return "broken_record"
-    image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
+    image = _image(files)
     if image is None:
         return "no_image"
     try:

@@ -61,3 +61,9 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     """All files of a folder but locks and caches, by relative name."""
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {str(name): (folder / name).read_bytes() for name in names if not any(part.startswith(".") for part in name.parts)}
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (480, 320)) -> Image.Image:
+    """A smooth picture: copies of it at other sizes and qualities look alike."""
+    colours = np.random.default_rng(seed).integers(0, 255, (5, 6, 3)).astype(np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
