@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from mc2.metadata.unigrams import MAX_UNIGRAMS, Wordlist
+from mc2.engines.options import make_engine
+from mc2.metadata.segmenters import SegmenterChoice
+from mc2.metadata.selection import Limits
+from mc2.metadata.unigrams import Wordlist
+
+DEFAULT_LIMITS = Limits()
 
 
 def build(
     out: Path,
-    unigram_languages: list[str] | None = None,
+    wikipedia: list[str] | str | None = None,
     titles: Path | None = None,
+    unigram_languages: list[str] | None = None,
     wordlist: Wordlist = "small",
-    unigram_fraction: float = 1.0,
-    max_unigrams: int = MAX_UNIGRAMS,
+    limits: Limits = DEFAULT_LIMITS,
+    segmenter: SegmenterChoice = "best",
+    counts: Path | None = None,
+    memory_gb: float = 4.0,
     progress: bool = True,
+    **engine_options: Any,
 ) -> None:
-    """Entry lists of all languages from what is installed: numbers, wordfreq's words, and titles that you give.
+    """Entry lists of all languages: numbers, the words and pairs of words of the Wikipedias that you give, wordfreq's words for the other languages, titles.
 
     Args:
         out: Folder to write.
-        unigram_languages: Languages that get wordfreq's words, as [de, ja]; all 42 by default.
+        wikipedia: A file or folder with the text of Wikipedias, or many, as [dumps/, de=folder]: dumps (dewiki-20240501-pages-articles-multistream.xml.bz2, which are
+            read in parallel), wikiextractor's folders, parquet with a column text. The language is in the name, or given before "=".
         titles: JSON file {language: [title, ...]} of more entries: titles of articles, names of places or products.
+        unigram_languages: Languages that get wordfreq's words, as [de, ja]; by default all 42 but those of the Wikipedias.
         wordlist: wordfreq's list: "small" (30,000 to 60,000 words a language, 42 languages), "large" (21 languages), or "best" of the two for each language.
-        unigram_fraction: Share of the list that is taken, most frequent first. Published: 0.1 of all words of a Wikipedia; wordfreq's lists are cut already.
-        max_unigrams: At most this many unigrams for a language.
-        progress: Show a progress bar.
+        limits: How many entries of each source.
+        segmenter: Who finds the words of languages without spaces: "best" is one package for each (`pip install 'mc2[segment]'`), "icu" one fast dictionary for
+            all, "simple" takes every character for a word.
+        counts: Folder for the counts of the Wikipedias, `counts` in OUT by default. Another build with other limits may use it again.
+        memory_gb: Memory for the sum over one language; beyond it the disk is used. A process that counts takes less than 1 GB.
+        progress: Show progress bars.
     """
     from mc2 import storage
     from mc2.metadata.build import build_metadata
@@ -35,8 +50,22 @@ def build(
         isinstance(value, list) and all(isinstance(title, str) for title in value) for value in given.values()
     ):
         raise ValueError(f"{titles}: found other JSON, need {{language: [title, ...]}}")
-    metadata = build_metadata(out, unigram_languages, given, wordlist, unigram_fraction, max_unigrams, progress)
+    metadata = build_metadata(
+        out,
+        unigram_languages,
+        given,
+        wikipedia=[wikipedia] if isinstance(wikipedia, str) else wikipedia or (),
+        wordlist=wordlist,
+        limits=limits,
+        segmenter=segmenter,
+        counts=counts,
+        memory_gb=memory_gb,
+        engine=make_engine(out / ".logs", progress=progress, **engine_options),
+        progress=progress,
+    )
     print(f"{out}: {sum(metadata.num_entries.values()):,} entries in {len(metadata.sha256)} languages, fingerprint {metadata.fingerprint}")
+    if skipped := storage.read_json(out / "done.json")["results"]["skipped"]:
+        print(f"skipped Wikipedias whose language the language identification does not know: {', '.join(skipped)}")
 
 
 def show(folder: Path, language: str | None = None, number: int = 20) -> None:

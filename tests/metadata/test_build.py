@@ -8,6 +8,7 @@ import pytest
 import wordfreq
 
 from mc2.metadata.build import build_metadata
+from mc2.metadata.selection import Limits
 from mc2.metadata.unigrams import MAX_UNIGRAMS, unigrams, wordlist_codes
 
 TITLES = {"de": ["Österreich", "St. Lucia", "Haus"], "yue": ["香港"], "zh": ["香港", "澳門"], "zu": ["iNingizimu Afrika"]}
@@ -44,7 +45,7 @@ def test_numbers_of_wordfreq_are_no_words() -> None:
 
 
 def test_build(tmp_path: Path) -> None:
-    metadata = build_metadata(tmp_path / "metadata", ["de", "nb"], TITLES, max_unigrams=1000, progress=False)
+    metadata = build_metadata(tmp_path / "metadata", ["de", "nb"], TITLES, limits=Limits(max_unigrams=1000), progress=False)
     assert sorted(metadata.sha256) == ["de", "no", "zh", "zu"]
     german = set(metadata.entries("de"))
     assert {"0", "99", "der", "Der", "Österreich", "St. Lucia"} <= german
@@ -55,11 +56,11 @@ def test_build(tmp_path: Path) -> None:
 
 def test_the_same_call_gives_the_same_bytes_and_a_finished_folder_stays(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        build_metadata(tmp_path / name, ["is"], TITLES, max_unigrams=500, progress=False)
+        build_metadata(tmp_path / name, ["is"], TITLES, limits=Limits(max_unigrams=500), progress=False)
     files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir() if path.name != ".lock"}
-    build_metadata(tmp_path / "one", ["is"], dict(reversed(TITLES.items())), max_unigrams=500, progress=False)
+    build_metadata(tmp_path / "one", ["is"], dict(reversed(TITLES.items())), limits=Limits(max_unigrams=500), progress=False)
     assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir() if path.name != ".lock"}
 
 
@@ -85,5 +86,5 @@ def test_wrong_input_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="found one string as the titles of 'de'"):
         build_metadata(tmp_path, [], {"de": "Wien"})
     with pytest.raises(ValueError, match="found unigram_fraction 2"):
-        build_metadata(tmp_path, [], unigram_fraction=2)
+        build_metadata(tmp_path, [], limits=Limits(unigram_fraction=2))
     assert not list(tmp_path.iterdir())
