@@ -10,8 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
+import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -80,29 +83,51 @@ def sha256_file(path: Path) -> str:
 # --- atomic writes ------------------------------------------------------------------------------------------------------
 
 
+class DiskFullError(ValueError):
+    """There is no room for a file: nothing else can be written either."""
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when it is whole and on the disk.
 
-    A failure (a full disk, say) removes the temporary file and leaves what was there before. Errors: ValueError for a full disk or a read-only folder,
-    OSError otherwise.
+    Any number of processes on any number of machines may write the same file: the last one wins, whole. A failure (a full disk, say) removes the temporary
+    file and leaves what was there before. Errors: DiskFullError, ValueError for a folder that cannot be written to, OSError otherwise.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a process id is not unique among machines
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # what cannot be written to has no temporary file either
+            temporary.unlink()
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """What the disk refuses, as an error with the cure."""
+    try:
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{path}: the disk is full; free some space and run the same line again (finished work is kept)") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # full, over the user's quota, over a limit on the size of files
+            raise DiskFullError(f"{path}: the disk is full; free some space and run the same line again (finished work is kept)") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise ValueError(f"{path}: cannot be written ({error.strerror}); give a folder that you may write to") from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder and those below it, but for the folders of other stages."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(parent, name, "inputs.json").exists()]
+        for name in names:
+            if name.startswith(".") and name.endswith(".tmp"):
+                Path(parent, name).unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -137,8 +162,12 @@ class Stage:
             ...                      # write files atomically
             stage.finish({"captions": 17})
 
-    `inputs.json` is written at the start and `done.json` at the end. Other inputs than the folder's own are an error, never a mixture; the folder is locked
-    while the stage runs. `done.json` has no clock in it: the same inputs give the same bytes.
+    `inputs.json` is written at the start and `done.json` at the end. Other inputs than the folder's own are an error, never a mixture. `done.json` has no clock
+    in it: the same inputs give the same bytes.
+
+    The folder is locked while the stage runs, by flock: NFS and Lustre (mounted with `flock`) keep it among machines, and it ends with the process that holds
+    it, kill -9 included. Where the file system has no locks, a warning is all: files are atomic and the same whoever writes them, so two jobs waste time
+    but damage nothing. For the same reason the workers of a dead job may still run while the next one starts.
     """
 
     def __init__(self, folder: Path, name: str, inputs: Mapping[str, object]) -> None:
@@ -148,19 +177,35 @@ class Stage:
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / ".lock", "wb")  # held until __exit__
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ValueError(f"{self.folder}: another job is writing here; wait for it, or choose another output folder") from error
-        try:
-            self._check_inputs()
-        except BaseException:
-            self._lock.close()
-            raise
+        with _writable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / ".lock", "ab+")  # held until __exit__
+            try:
+                self._take_lock(self._lock)
+                self._check_inputs()
+            except BaseException:
+                self._lock.close()
+                raise
         return self
+
+    def _take_lock(self, lock: IO[bytes]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read().decode(errors="replace") or "not known"
+            raise ValueError(
+                f"{self.folder}: another job is writing here ({holder}); wait for it, or choose another output folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            warnings.warn(f"{self.folder}: the file system has no locks; take care that no other job writes here", stacklevel=3)
+            return  # and the temporary files may be another job's
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        lock.flush()
+        remove_stale(self.folder)
 
     def __exit__(self, *_: object) -> None:
         assert self._lock is not None
