@@ -60,16 +60,24 @@ class Outcome:
 
 
 def attempt(call: Callable[[], Any]) -> Outcome:
-    """The outcome of a call. An error always survives pickling, and carries its trace as a note: it may have to travel from another process."""
+    """The outcome of a call; an error carries its trace as a note, because it may have to travel."""
     try:
         return Outcome(call())
     except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this item alone)
         error.add_note("".join(traceback.format_exception(error)))
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001
-            return Outcome(error=RuntimeError(f"{type(error).__name__}: {error}"))
         return Outcome(error=error)
+
+
+def encoded(outcome: Outcome) -> bytes:
+    """The outcome in a form that other processes can read; what cannot be pickled is an error."""
+    try:
+        body = pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+        if outcome.error is not None:
+            pickle.loads(body)  # many classes of errors can be written but not read
+    except Exception as error:  # noqa: BLE001  (raised by anybody's __reduce__)
+        found = error if outcome.error is None else outcome.error
+        return pickle.dumps(Outcome(error=RuntimeError(f"{type(found).__name__}: {found}")))
+    return body
 
 
 # --- all items ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from mc2.engines.engine import Item, Outcome, Result, Schedule, attempt, exit_on_signal, gather
+from mc2.engines.engine import Item, Outcome, Result, Schedule, attempt, encoded, exit_on_signal, gather
 
 STOP_SECONDS = 3.0  # until a worker that does not stop is killed
 
@@ -147,17 +147,12 @@ def _work(pipe: Connection) -> None:
             task = pipe.recv_bytes()
         except (EOFError, OSError):
             return  # the engine is gone
-        pipe.send_bytes(_encoded(attempt(partial(_call, task))))
+        pipe.send_bytes(encoded(attempt(partial(_call, task))))
 
 
 def _call(task: bytes) -> Any:
     function, item = pickle.loads(task)
     return function(item)
-
-
-def _encoded(outcome: Outcome) -> bytes:
-    encoded = attempt(lambda: pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL))
-    return pickle.dumps(encoded) if encoded.error is not None else encoded.result
 
 
 def _die_with_the_caller() -> None:

@@ -7,13 +7,14 @@ import importlib
 import importlib.util
 import logging
 import os
+import pickle
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mc2.engines.engine import Item, Outcome, Result, Schedule, attempt, gather
+from mc2.engines.engine import Item, Outcome, Result, Schedule, attempt, encoded, gather
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,17 @@ class RayEngine:
 def _outcome(ray: Any, reference: Any, schedule: Schedule, position: int) -> Outcome | None:
     """What a finished task brings; None if its process died and it will be tried again."""
     try:
-        outcome: Outcome = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # an item's own error comes as an outcome: this one could not be sent or read
-        return Outcome(error=RuntimeError(str(error)))
+        outcome: Outcome = pickle.loads(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:  # an item's own error comes as an outcome: here the function or the item could not be read
+        return Outcome(error=RuntimeError(str(error.cause)))
     except ray.exceptions.RayError as error:  # worker, node or object lost, or out of memory
         return schedule.died(position, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return outcome
 
 
-def run_there(function: Callable[[Any], Any], item: Any, folder: str) -> Outcome:
-    """In the worker: paths mean what they mean to the caller."""
-    return attempt(partial(_call_in, folder, function, item))
+def run_there(function: Callable[[Any], Any], item: Any, folder: str) -> bytes:
+    """In the worker: the outcome. Paths mean what they mean to the caller."""
+    return encoded(attempt(partial(_call_in, folder, function, item)))
 
 
 def _call_in(folder: str, function: Callable[[Any], Any], item: Any) -> Any:
