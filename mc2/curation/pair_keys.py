@@ -75,7 +75,7 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     size = 0
     for pair in pairs:
         chunk.append(pair)
-        size += sum(map(len, pair.captions)) + len(pair.image or b"")
+        size += sum(map(len, pair.captions)) + (len(pair.image) if pair.image else 0)
         if len(chunk) == AHEAD_PAIRS or size >= AHEAD_SIZE:
             yield chunk
             chunk, size = [], 0

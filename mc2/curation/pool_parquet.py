@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator
-from dataclasses import replace
-from itertools import groupby, islice
-from operator import attrgetter
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,16 +75,18 @@ def _raise_if_of_the_disk(error: Exception) -> None:
 
 def _joined(rows: Iterator[Pair], drops: Counter[str]) -> Iterator[Pair]:
     """Neighbouring rows of one key as one pair: URL, hint and image of the first, captions of all."""
-    for _, group in groupby(rows, key=attrgetter("key")):
-        first: Pair | None = None
-        captions: dict[str, None] = {}
-        for row in group:
-            first = first or row
+    first: Pair | None = None
+    captions: dict[str, None] = {}
+    for row in chain(rows, [None]):
+        if row is None or first is None or row.key != first.key:
+            if captions and first is not None:
+                joined = tuple(captions)
+                yield first if joined == first.captions else Pair(first.key, joined, first.image, first.url, first.hint)
+            elif first is not None:
+                drops["no_captions"] += 1
+            first, captions = row, {}
+        if row is not None:
             add_captions(captions, row.captions, drops)
-        if first and captions:
-            yield replace(first, captions=tuple(captions))
-        else:
-            drops["no_captions"] += 1
 
 
 def _group_rows(file: pq.ParquetFile, group: int, found: PoolColumns, images: bool | Container[str], drops: Counter[str]) -> Iterator[Pair]:

@@ -9,6 +9,7 @@ that the page declares (<html lang>, <meta http-equiv="content-language">, the C
 from __future__ import annotations
 
 import importlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from mc2.curation.wat_page import Page
 
 MAX_RECORD_BYTES = 64 << 20  # of one page's JSON; Common Crawl keeps 1 MiB of a page
+_SCHEMES = ("http://", "https://")
+_PLAIN_PATH = re.compile(r"/(?:[^\s/.?#;][^\s/?#;]*/)*[^\s/.?#;][^\s/?#;]*")  # most links: these `urljoin` only puts behind the origin
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _CHUNK_BYTES = 1 << 16
 
@@ -91,12 +94,18 @@ def _base(page: Page) -> str:
 def resolve(base: str, url: str) -> str:
     """The absolute URL of a link, "" if it has none that can be fetched."""
     url = url.strip()
-    if not url.lower().startswith(("http://", "https://")):
+    if not url.lower().startswith(_SCHEMES):
         try:
-            url = urljoin(base, url) if url else ""
+            url = _origin(base) + url if _PLAIN_PATH.fullmatch(url) else urljoin(base, url) if url else ""
         except ValueError:  # "Invalid IPv6 URL"
             return ""
-    return url if url.lower().startswith(("http://", "https://")) else ""
+    return url if url.lower().startswith(_SCHEMES) else ""
+
+
+@lru_cache(maxsize=1024)
+def _origin(base: str) -> str:
+    parts = urlsplit(base)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
 
 
 def page_hint(page: Page) -> str:

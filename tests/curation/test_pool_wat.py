@@ -106,6 +106,19 @@ def test_against_warcio_and_plain_python(tmp_path: Path, seed: int) -> None:
     assert {pair.image for pair in pairs} == {None}
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_links_are_resolved_as_by_urljoin(seed: int) -> None:
+    rng = random.Random(seed)
+    parts = ["/", "/", ".", "..", "a", "b.jpg", "?", "#", ";", ":", "//", "ü", "%20", "&", "=", "@", "\\", "c d"]
+    for _ in range(500):
+        base, link = (
+            rng.choice(["https://ex.org:8080/x/y.html", "http://u@ex.org", "https://ex.org/?q#f"]),
+            "".join(rng.choices(parts, k=rng.randrange(1, 8))),
+        )
+        expected = urljoin(base, link.strip()) if link.strip() else ""
+        assert pool_wat.resolve(base, link) == (expected if expected.startswith("http") else "")
+
+
 def test_the_id_is_that_of_the_recipe(tmp_path: Path) -> None:
     pairs, _ = one_page(tmp_path, "https://ex.org/", [image("a\t b.jpg", "text")])
     assert pairs[0].key == hashlib.sha224(b"https://ex.org/ab.jpg").hexdigest()[:24]
