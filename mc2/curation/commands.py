@@ -1,4 +1,4 @@
-"""`mc2 curate match | hash | duplicates | balance | pack | report | run`."""
+"""`mc2 curate match | hash | duplicates | balance | pack | urls | report | run`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mc2.curation.balance import EnglishRule
 from mc2.curation.image_hash import DctEncoder, ImageEncoder
 from mc2.curation.match import MatchRule
 from mc2.curation.pack_plan import Balancing
+from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.engines.options import make_engine
 
 
@@ -20,21 +21,26 @@ def match(
     min_score: float = 0.0,
     max_characters: int = 10_000,
     rule: MatchRule = "mc2",
+    columns: PoolColumns = BY_NAME,
     **engine_options: Any,
 ) -> None:
     """Language and metadata entries of every caption.
 
     Args:
-        pool: Folder of img2dataset tars (jpg + txt + json).
+        pool: Folder of shards of one kind: img2dataset tars (jpg + txt + json), parquet files (URL or key, captions, perhaps images), or Common Crawl's
+            *.warc.wat.gz (needs `pip install 'mc2[wat]'`).
         metadata: Folder of `mc2 metadata build`.
         out: Folder to write; the same line again goes on where it stopped.
         min_score: Captions whose language is less certain than this are dropped.
         max_characters: Longer captions are dropped.
         rule: "mc2", or "published" for the published rule, under which kana hardly ever match.
+        columns: Names of the columns of parquet files, where they do not tell by themselves what they are.
     """
     from mc2.curation.match_stage import MatchSettings, run_match
 
-    results = run_match(pool, metadata, out, MatchSettings(min_score, max_characters, rule), make_engine(out / ".logs", **engine_options))
+    results = run_match(
+        pool, metadata, out, MatchSettings(min_score, max_characters, rule), make_engine(out / ".logs", **engine_options), columns
+    )
     print(
         f"{out}: matched {results['shards']:,} shards; drops: {results['drops']}. Next: mc2 curate balance --matched {out} --metadata {metadata} --out ..."
     )
@@ -156,6 +162,40 @@ def pack(
     print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
 
 
+def urls(
+    pool: Path,
+    matched: Path,
+    balance: Path,
+    out: Path,
+    balanced: Balancing = "online",
+    seed: int = 0,
+    epoch: int = 0,
+    **engine_options: Any,
+) -> None:
+    """The list of URLs that img2dataset takes, of the pairs that have a matched caption: for pools without images.
+
+    The tars that img2dataset makes of it are a pool with all captions: `mc2 curate run --pool TARS` matches, balances and packs what could be downloaded.
+    Those of an offline list are balanced already, and can be trained as they are.
+
+    Args:
+        pool: The pool that was matched.
+        matched: Folder of `mc2 curate match`.
+        balance: Folder of `mc2 curate balance`.
+        out: Folder to write: a parquet for each shard of the pool, with url, caption, captions, languages, hint, pair_key. Then: img2dataset --url_list OUT
+            --input_format parquet --url_col url --caption_col caption --save_additional_columns '["captions","hint","pair_key"]'
+            --output_format webdataset --output_folder TARS --image_size 512 --resize_mode keep_ratio --resize_only_if_bigger True
+        balanced: "online": all pairs with a matched caption, and all of these captions. "offline": only the pairs that balancing draws, with the drawn caption.
+        seed: Keys the draws of offline balancing.
+        epoch: Keys the draws of offline balancing.
+    """
+    from mc2.curation.urls_stage import img2dataset_command, run_urls
+
+    results = run_urls(pool, matched, balance, out, balanced, seed, epoch, make_engine(out / ".logs", **engine_options))
+    print(
+        f"{out}: {results['pairs']:,} URLs with {results['captions']:,} captions; drops: {results['drops']}. Next: {img2dataset_command(out, Path('TARS'))}"
+    )
+
+
 def report(balance: Path, out: Path, matched: Path | None = None, truth: Path | None = None, shards: Path | None = None) -> None:
     """A table, report.json and report.png of what curation did.
 
@@ -185,12 +225,14 @@ def run(
     seed: int = 0,
     shard_pairs: int = 10_000,
     truth: Path | None = None,
+    columns: PoolColumns = BY_NAME,
     **engine_options: Any,
 ) -> None:
-    """All stages, into matched/, balance/, shards/ and curation/ of one folder.
+    """All stages, into matched/, balance/, shards/ and curation/ of one folder; for a pool without images urls/ in the place of shards/.
 
     Args:
-        pool: Folder of img2dataset tars (jpg + txt + json).
+        pool: Folder of shards of one kind: img2dataset tars (jpg + txt + json), parquet files (URL or key, captions, perhaps images), or Common Crawl's
+            *.warc.wat.gz (needs `pip install 'mc2[wat]'`).
         metadata: Folder of `mc2 metadata build`.
         out: Folder to write; the same line again goes on where it stopped.
         english_threshold: Captions an English entry needs to belong to the head (published: 170,000); small for a small pool.
@@ -202,19 +244,31 @@ def run(
         seed: Keys the draws of offline balancing.
         shard_pairs: Pairs of a training shard.
         truth: Parquet with the true language of captions, for the report.
+        columns: Names of the columns of parquet files, see `mc2 curate match --help`.
     """
     from mc2.curation.balance_stage import Draws, run_balance
     from mc2.curation.match_stage import MatchSettings, run_match
     from mc2.curation.pack_plan import PackSettings
     from mc2.curation.pack_stage import run_pack
+    from mc2.curation.pool import pool_has_images, pool_shards
     from mc2.curation.report import write_report
+    from mc2.curation.urls_stage import img2dataset_command, run_urls
 
     engine = make_engine(out / ".logs", **engine_options)
-    run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine)
+    run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine, columns)
     run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine, Draws(seed))
-    run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed, shard_pairs=shard_pairs), engine)
-    write_report(out / "balance", out / "curation", out / "matched", truth, out / "shards")
-    print(f"{out}: open curation/report.png; train on shards/ with balance/")
+    has_images = pool_has_images(pool_shards(pool), columns)
+    if has_images:
+        run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed, shard_pairs=shard_pairs), engine)
+    else:
+        run_urls(pool, out / "matched", out / "balance", out / "urls", balanced, seed, engine=engine)
+    write_report(out / "balance", out / "curation", out / "matched", truth, out / "shards" if has_images else None)
+    print(f"{out}: open curation/report.png")
+    if has_images:
+        print(f"{out}: train on shards/ with balance/")
+    else:
+        print(f"{out}: the pool has no images, so the URLs of the matched pairs are in urls/. Download them, then curate the tars:")
+        print(f"  {img2dataset_command(out / 'urls', Path('TARS'))}\n  mc2 curate run --pool TARS --metadata {metadata} --out ...")
 
 
 def main(argv: list[str]) -> int:
@@ -227,6 +281,7 @@ def main(argv: list[str]) -> int:
         "duplicates": duplicates,
         "balance": balance,
         "pack": pack,
+        "urls": urls,
         "report": report,
         "run": run,
     }

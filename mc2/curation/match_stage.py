@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from mc2 import storage
 from mc2.curation.language_id import LanguageIdentifier, LanguageSettings, known_languages
 from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
-from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
+from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs
+from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import Metadata
@@ -101,6 +102,7 @@ class MatchShard:
     fingerprint: str
     out: Path
     settings: MatchSettings
+    columns: PoolColumns = BY_NAME
 
     def __call__(self, shard: Path) -> dict[str, int]:
         path = self.out / f"{shard.stem}.parquet"
@@ -109,7 +111,7 @@ class MatchShard:
             drops: Counter[str] = Counter()
             rows = [
                 (pair.key, index, *matcher(caption))
-                for pair in read_pairs(shard, drops, images=False)
+                for pair in read_pairs(shard, drops, images=False, columns=self.columns)
                 for index, caption in enumerate(pair.captions)
             ]
             table = _matched_table(rows).replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items())))})
@@ -135,20 +137,31 @@ def matched_drops(path: Path) -> dict[str, int]:
 
 
 def run_match(
-    pool: str | Path, metadata: str | Path, out: str | Path, settings: MatchSettings | None = None, engine: Engine | None = None
+    pool: str | Path,
+    metadata: str | Path,
+    out: str | Path,
+    settings: MatchSettings | None = None,
+    engine: Engine | None = None,
+    columns: PoolColumns = BY_NAME,
 ) -> dict[str, Any]:
     """Match every caption of a pool. Returns {"shards", "drops"}. Errors: ValueError for a missing pool or metadata, or a folder of another run."""
     settings, engine, out = settings or MatchSettings(), engine or LocalEngine(), Path(out)
     shards, opened = pool_shards(pool), Metadata.open(metadata)
-    inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **vars(settings)}
+    inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **vars(settings), "columns": vars(columns)}
     with storage.Stage(out, "match", inputs) as stage:
         if not stage.done:
+            pool_has_images(shards, columns)  # checks the columns
             LanguageIdentifier(opened.sha256, LanguageSettings(settings.min_score))  # a wrong setting is one error, not one for each shard
             languages = sorted(set(known_languages(opened.sha256).values()))
             engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), languages)
-            drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings), shards)
+            drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings, columns), shards)
             stage.finish({"shards": len(shards), "drops": sum_drops(drops)})
         return stage.results
+
+
+def matched_columns(matched: Path) -> PoolColumns:
+    """The columns with which a pool was matched: whoever reads it again must use the same."""
+    return PoolColumns(**storage.read_json(matched / "inputs.json")["columns"])
 
 
 def sum_drops(drops: Sequence[Mapping[str, int]]) -> dict[str, int]:

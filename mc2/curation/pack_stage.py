@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mc2 import storage
-from mc2.curation.match_stage import sum_drops
+from mc2.curation.match_stage import matched_columns, sum_drops
 from mc2.curation.pack_plan import ChoosePairs, ChosenCaption, PackSettings, Plan, make_plan
-from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
+from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.records import PackedCaption, Pair, ShardInfo, ShardManifest
@@ -151,7 +151,7 @@ class PackShard:
         """The chosen pairs [first, last) of a pool shard with their captions; no other image is read. Errors: ValueError if one is not there."""
         chosen = dict(islice(self.choose.choose(shard)[0].items(), first, last))
         counted_by_match: Counter[str] = Counter()
-        for pair in read_pairs(shard, counted_by_match, images=chosen.keys()):
+        for pair in read_pairs(shard, counted_by_match, chosen.keys(), matched_columns(self.choose.matched)):
             if pair.key in chosen:
                 yield pair, chosen.pop(pair.key)
             if not chosen:
@@ -197,7 +197,11 @@ def run_pack(
         storage.finished(matched, "match", "mc2 curate match"),
         storage.finished(balance, "balance", "mc2 curate balance"),
     )
-    _check_chain(matched, balance, shards, match_done["fingerprint"])
+    check_chain(matched, balance, shards, match_done["fingerprint"])
+    if not pool_has_images(shards, matched_columns(matched)):
+        raise ValueError(
+            f"{pool}: found no images in the pool, need them to pack; write the list of their URLs with `mc2 curate urls`, download them, and match again"
+        )
     inputs = {"matched": match_done["fingerprint"], "balance": balance_done["fingerprint"], **vars(settings)}
     with storage.Stage(out, "pack", inputs) as stage:
         if not stage.done:
@@ -214,7 +218,8 @@ def run_pack(
     return ShardManifest.from_json(storage.read_json(out / "manifest.json"))
 
 
-def _check_chain(matched: Path, balance: Path, shards: list[Path], fingerprint: str) -> None:
+def check_chain(matched: Path, balance: Path, shards: list[Path], fingerprint: str) -> None:
+    """Errors: ValueError if the match is of another pool, or the balance of another match (its fingerprint is given)."""
     if storage.read_json(matched / "inputs.json")["pool"] != pool_fingerprint(shards):
         raise ValueError(
             f"{shards[0].parent}: is not the pool that {matched} was matched from (names or sizes differ); run `mc2 curate match` again"

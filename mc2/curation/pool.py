@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from mc2 import storage
-from mc2.curation.pool_columns import PoolColumns
+from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.curation.pool_parquet import parquet_columns, read_parquet
 from mc2.curation.pool_tar import read_tar
 from mc2.curation.pool_wat import read_wat
@@ -60,11 +60,10 @@ def pool_fingerprint(shards: Sequence[Path]) -> str:
     return storage.fingerprint([[shard.name, shard.stat().st_size] for shard in shards])
 
 
-def pool_has_images(shards: Sequence[Path], columns: PoolColumns | None = None) -> bool:
+def pool_has_images(shards: Sequence[Path], columns: PoolColumns = BY_NAME) -> bool:
     """False for a pool of text, whose images must be downloaded first. Errors: ValueError for columns that the pool has not, or that it cannot have."""
-    columns = columns or PoolColumns()
     if shard_kind(shards[0]) != "parquet":
-        if columns != PoolColumns():
+        if columns != BY_NAME:
             raise ValueError(f"{shards[0].parent}: found names of columns, but only a pool of parquet files has columns; leave them out")
         return shard_kind(shards[0]) == "tar"
     readable = (found for shard in shards if (found := parquet_columns(shard, columns)) is not None)
@@ -72,7 +71,7 @@ def pool_has_images(shards: Sequence[Path], columns: PoolColumns | None = None) 
     return first is not None and first.image is not None
 
 
-def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True, columns: PoolColumns | None = None) -> Iterator[Pair]:
+def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True, columns: PoolColumns = BY_NAME) -> Iterator[Pair]:
     """The pairs of a shard in its order, each key once, each with captions; what is dropped is added to `drops`.
 
     `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one in a pool that has images; a set of keys
@@ -81,7 +80,7 @@ def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = 
     """
     match shard_kind(path):
         case "parquet":
-            return read_parquet(path, drops, images, columns or PoolColumns())
+            return read_parquet(path, drops, images, columns)
         case "wat":
             return read_wat(path, drops)
         case _:

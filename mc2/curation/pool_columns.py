@@ -28,6 +28,9 @@ class PoolColumns:
     hint: str | None = None
 
 
+BY_NAME = PoolColumns()  # all found by their names
+
+
 # --- which column is what -----------------------------------------------------------------------------------------------
 
 

@@ -17,11 +17,11 @@ import pytest
 
 from mc2.curation import pair_keys
 from mc2.curation.pool import pool_has_images, pool_shards, read_pairs
-from mc2.curation.pool_columns import PoolColumns, find_columns
+from mc2.curation.pool_columns import BY_NAME, PoolColumns, find_columns
 from mc2.records import DROP_REASONS, Pair
 
 
-def read(path: Path, images: bool | Container[str] = True, columns: PoolColumns | None = None) -> tuple[list[Pair], dict[str, int]]:
+def read(path: Path, images: bool | Container[str] = True, columns: PoolColumns = BY_NAME) -> tuple[list[Pair], dict[str, int]]:
     drops: Counter[str] = Counter()
     pairs = list(read_pairs(path, drops, images, columns))
     assert set(drops) <= set(DROP_REASONS)
