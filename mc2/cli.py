@@ -11,7 +11,10 @@ import sys
 SUBCOMMANDS = {
     "quickstart": ("mc2.quickstart.run", "the whole flow on real data in minutes; ends with a report to look at"),
     "metadata": ("mc2.metadata.commands", "build | show: entry lists per language"),
-    "curate": ("mc2.curation.commands", "match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards"),
+    "curate": (
+        "mc2.curation.commands",
+        "match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards",
+    ),
     "tokenizer": ("mc2.data.commands", "train | show: SentencePiece pieces, coverage and fertility per language"),
     "fit": ("mc2.training.commands", "train from YAML (LightningCLI)"),
     "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
