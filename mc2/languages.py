@@ -35,13 +35,47 @@ ALIASES = {
     "cmn": "zh",
     "gsw": "als",
     "quz": "qu",
+    "bho": "bh",
+    # Members that stand for their macrolanguage in FLORES-200, OpenLID and GlotLID.
     "arb": "ar",
+    "ayr": "ay",
+    "azj": "az",
+    "dik": "din",
+    "ekk": "et",
+    "fuv": "ff",
+    "gaz": "om",
+    "khk": "mn",
+    "kmr": "ku",
+    "knc": "kr",
+    "lvs": "lv",
+    "npi": "ne",
+    "ory": "or",
+    "pbt": "ps",
     "pes": "fa",
+    "plt": "mg",
+    "prs": "fa",
+    "quy": "qu",
     "swh": "sw",
+    "uzn": "uz",
+    "ydd": "yi",
+    "zsm": "ms",
 }
+
+# In the style of `eng_Latn`, what would be mistaken for a label of lid.176, or split: Tosk Albanian (the label "als" is Alemannic), Serbo-Croatian.
+ISO_639_3 = {"als": "sq", "hbs": "sh"}
 
 # Languages of lid.176 whose captions use the metadata of another (RECIPE 1.2).
 METADATA_OF = {"yue": "zh"}
+
+# Languages whose captions another's metadata serves where they have none of their own: spoken Arabic, Chinese written in characters.
+SERVED_BY = {
+    **METADATA_OF,
+    **dict.fromkeys(("acm", "acq", "aeb", "afb", "ajp", "apc", "ars", "ary", "arz"), "ar"),
+    **dict.fromkeys(("gan", "hsn", "lzh", "wuu"), "zh"),
+}
+
+# Scripts of languages that CLDR does not know; it would say "Latn".
+SCRIPTS = {**dict.fromkeys(("acm", "acq", "aeb", "afb", "ajp", "apc", "ars", "ary", "azb"), "Arab"), "tzm": "Tfng", "xal": "Cyrl"}
 
 # Names of the labels that mean something else in BCP 47, or nothing.
 NAMES = {
@@ -94,6 +128,8 @@ def canonical(code: str) -> str:
         return code
     if code in ALIASES:
         return ALIASES[code]
+    if code[3:4] == "_" and code[:3] in ISO_639_3:
+        return ISO_639_3[code[:3]]
     try:
         language = langcodes.Language.get(code)
     except LanguageTagError:
@@ -134,7 +170,7 @@ def script(code: str) -> str:
     """ISO 15924 code of the script that a language is usually written in ("Latn", "Cyrl", "Jpan"); "Zyyy" where CLDR knows none."""
     if code == OTHER:
         return "Zyyy"
-    return langcodes.Language.get(code).maximize().script or "Zyyy"
+    return SCRIPTS.get(code) or langcodes.Language.get(code).maximize().script or "Zyyy"
 
 
 def name(code: str) -> str:

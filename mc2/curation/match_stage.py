@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.language_id import LanguageIdentifier, LanguageSettings, known_languages
+from mc2.curation.language_id import LanguageIdentifier, LanguageSettings
 from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
@@ -44,7 +44,7 @@ class CaptionMatcher:
 
     def __init__(self, metadata: Metadata, cache: Path, settings: MatchSettings) -> None:
         self.metadata, self.cache, self.settings = metadata, cache, settings
-        self.identify = LanguageIdentifier(metadata.sha256, LanguageSettings(settings.min_score))
+        self.identify = LanguageIdentifier(metadata.sha256, LanguageSettings(min_score=settings.min_score))
         self._matchers: dict[str, Matcher] = {}
 
     def __call__(self, caption: str) -> tuple[str, float, NDArray[np.int32], str | None]:
@@ -151,8 +151,8 @@ def run_match(
     with storage.Stage(out, "match", inputs) as stage:
         if not stage.done:
             pool_has_images(shards, columns)  # checks the columns
-            LanguageIdentifier(opened.sha256, LanguageSettings(settings.min_score))  # a wrong setting is one error, not one for each shard
-            languages = sorted(set(known_languages(opened.sha256).values()))
+            identifier = LanguageIdentifier(opened.sha256, LanguageSettings(min_score=settings.min_score))  # a wrong setting is one error
+            languages = identifier.candidates
             engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), languages)
             drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings, columns), shards)
             stage.finish({"shards": len(shards), "drops": sum_drops(drops)})

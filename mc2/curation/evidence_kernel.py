@@ -1,0 +1,199 @@
+"""Inner loops, compiled by numba: what the letters and words of a caption say of its language, beside fastText.
+
+N captions, C languages (columns), S classes of letters (`letters`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc2.curation.compiled import compiled
+from mc2.curation.fasttext_kernel import exponentials
+from mc2.curation.letters import LATIN
+
+if TYPE_CHECKING:
+    from mc2.curation.letters import Letters
+    from mc2.curation.word_lists import WordTable
+
+_HASH_START, _HASH_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_LEAST = np.float32(1e-6)  # a language that fastText does not list may be a tenth as likely as the least that it does
+_DECADE = np.float32(np.log(10))
+# How a language stands to words. One without a list is taken to know each word a tenth as well as the language that knows it best; one that is no candidate
+# as well as that, for its list is not loaded; and so is one without Latin letters, in whose captions Latin words may stand (brands and names).
+LISTED, UNLISTED, NO_CANDIDATE, NO_LATIN = 0, 1, 2, 4
+_NEVER = np.float32(-1e30)
+
+
+@compiled
+def decode(text: NDArray[np.uint8], at: int, end: int) -> tuple[Any, int]:
+    """(code point, first byte of the next) of UTF-8 that is known to be right; never reads behind `end`."""
+    byte = np.int64(text[at])
+    if byte < 0x80:
+        return byte, at + 1
+    more = 1 if byte < 0xE0 else 2 if byte < 0xF0 else 3
+    point = byte & (0x3F >> more)
+    at += 1
+    while more > 0 and at < end:
+        point = point << 6 | np.int64(text[at]) & 0x3F
+        at += 1
+        more -= 1
+    return point, at
+
+
+@compiled
+def hash_words(letters: Letters, text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The hash of the lower-case code points of each word."""
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(hashes)):
+        h, at, end = _HASH_START, np.int64(offsets[i]), np.int64(offsets[i + 1])
+        while at < end:
+            point, at = decode(text, at, end)
+            if point < len(letters.lower):
+                h = (h ^ np.uint64(letters.lower[point])) * _HASH_PRIME
+        hashes[i] = h
+    return hashes
+
+
+@compiled
+def _slot(h: Any, mask: int) -> Any:
+    """Where the search for a hash begins. FNV mixes short words badly; the golden ratio spreads them."""
+    return np.int64((h * _GOLDEN) >> np.uint64(32)) & mask
+
+
+@compiled
+def table_slots(hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """An open-addressing table of the first positions of sorted hashes: 2^k slots, at most half of them taken, -1 for a free one."""
+    num_slots = 2
+    while num_slots < 2 * len(hashes):
+        num_slots *= 2
+    slots = np.full(num_slots, -1, np.int32)
+    for i in range(len(hashes)):
+        if i == 0 or hashes[i] != hashes[i - 1]:
+            slot = _slot(hashes[i], num_slots - 1)
+            while slots[slot] >= 0:
+                slot = (slot + 1) & (num_slots - 1)
+            slots[slot] = i
+    return slots
+
+
+@compiled
+def _add_gains(table: WordTable, h: Any, latin: bool, standing: NDArray[np.int8], gains: NDArray[np.float32]) -> Any:
+    """Adds what a word says of each language that knows it to gains (C); returns the largest, 0 for a word that is in no list."""
+    mask = len(table.slots) - 1
+    slot = _slot(h, mask)
+    best = np.float32(0)
+    while table.slots[slot] >= 0:
+        first = np.int64(table.slots[slot])
+        if table.hashes[first] == h:
+            while first < len(table.hashes) and table.hashes[first] == h:
+                column = table.columns[first]
+                if not (latin and standing[column] & NO_LATIN):
+                    gains[column] += table.gains[first]
+                best = max(best, table.gains[first])
+                first += 1
+            break
+        slot = (slot + 1) & mask
+    return best
+
+
+@compiled
+def _read_caption(
+    letters: Letters,
+    table: WordTable,
+    text: NDArray[np.uint8],
+    span: tuple[Any, Any],
+    standing: NDArray[np.int8],
+    classes: NDArray[np.int32],
+    gains: NDArray[np.float32],
+) -> None:
+    """Counts the letters into classes (S) and what the words say into gains (C nats)."""
+    classes[:] = 0
+    gains[:] = 0
+    at, end = span
+    as_best, tenth, latin_best, latin_tenth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    h, last = _HASH_START, np.uint8(0)
+    while at <= end:
+        kind, point = np.uint8(0), np.int64(0)
+        if at < end:
+            point, at = decode(text, at, end)
+            if point < len(letters.script):
+                kind = letters.script[point]
+        else:
+            at += 1
+        if kind > 0:
+            classes[kind] += 1
+            h = (h ^ np.uint64(letters.lower[point])) * _HASH_PRIME
+            last = kind
+        elif last > 0:
+            best = _add_gains(table, h, last == LATIN, standing, gains)
+            a_tenth = max(best - _DECADE, np.float32(0))
+            if last == LATIN:
+                latin_best += best
+                latin_tenth += a_tenth
+            else:
+                as_best += best
+                tenth += a_tenth
+            h, last = _HASH_START, np.uint8(0)
+    for c in range(len(gains)):
+        kind = standing[c]
+        if kind != LISTED:
+            gains[c] += tenth if kind & UNLISTED else as_best if kind & NO_CANDIDATE else np.float32(0)
+            gains[c] += latin_best if kind & (NO_LATIN | NO_CANDIDATE) else latin_tenth
+
+
+@compiled
+def weigh(
+    letters: Letters,
+    table: WordTable,
+    text: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    own: NDArray[np.float32],
+    foreign: NDArray[np.float32],
+    standing: NDArray[np.int8],
+    hint_gains: NDArray[np.float32],
+    hint_of: NDArray[np.int32],
+    probabilities: NDArray[np.float32],
+) -> None:
+    """Turns fastText's probabilities (N x C) into those that count letters, words and hints too: each row sums to 1, or is 0 where no language is left.
+
+    own, foreign (S x C): see `letters.script_tables`; no rows where scripts are not to count. standing (C): how words count, the sum of the constants on top.
+    hint_gains (H x C): nats; hint_of (N): the row of each caption's hint.
+    """
+    num_columns = probabilities.shape[1]
+    classes, gains = np.zeros(256, np.int32), np.empty(num_columns, np.float32)
+    has_own, against, powers = np.empty(num_columns, np.float32), np.empty(num_columns, np.float32), np.empty(num_columns, np.int32)
+    for i in range(len(probabilities)):
+        _read_caption(letters, table, text, (np.int64(offsets[i]), np.int64(offsets[i + 1])), standing, classes, gains)
+        gains += hint_gains[hint_of[i]]
+        row = probabilities[i]
+        if len(own) > 0:
+            has_own[:] = 0
+            against[:] = 0
+            total = np.float32(0)
+            for kind in range(2, len(own)):
+                if classes[kind] > 0:
+                    number = np.float32(classes[kind])
+                    total += number
+                    for c in range(num_columns):
+                        has_own[c] += own[kind, c]
+                        against[c] += number * foreign[kind, c]
+            for c in range(num_columns):
+                gains[c] -= np.float32(5) * _DECADE * against[c] / max(total, np.float32(1))
+                if has_own[c] == 0:
+                    gains[c] = _NEVER
+        best = gains.max()
+        for c in range(num_columns):
+            row[c] = row[c] + _LEAST if gains[c] > _NEVER else np.float32(0)
+            gains[c] -= best
+        exponentials(gains, powers)
+        mass = np.float32(0)
+        for c in range(num_columns):
+            row[c] *= gains[c]
+            mass += row[c]
+        if mass > 0:
+            for c in range(num_columns):
+                row[c] /= mass

@@ -1,0 +1,68 @@
+"""How often each language uses a word: the lists of wordfreq (42 languages) as one table that the compiled code reads.
+
+A list has the words that are seen at least once in a million. What it says of a word is ln(frequency / floor), with a floor of a tenth of that for words that
+are not in the list, so every number is positive and a missing word says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+FLOOR_DECADES = 7
+_NO_TEXT = np.frombuffer(b"\0", np.uint8)  # read-only, as Arrow's buffers are: numba compiles once more for what can be written
+
+
+class WordTable(NamedTuple):
+    """Words by the hash of their lower-case letters, in an open-addressing table; the numbers of one word lie together."""
+
+    slots: NDArray[np.int32]  # 2^k: position of the word's first number, -1 for a free slot
+    hashes: NDArray[np.uint64]  # of each number's word
+    columns: NDArray[np.int32]  # the language of each number
+    gains: NDArray[np.float32]  # nats
+
+
+def listed_languages() -> dict[str, str]:
+    """Canonical code -> wordfreq's own, of the languages that have a list."""
+    from mc2.metadata.unigrams import wordlist_codes
+
+    return wordlist_codes("small")
+
+
+@lru_cache(maxsize=2)
+def word_table(codes: Sequence[str | None]) -> WordTable:
+    """The table of languages given by wordfreq's codes, None for a language without list; a language's column is its position."""
+    from mc2.curation.evidence_kernel import hash_words, table_slots
+    from mc2.curation.letters import letters
+
+    listed = [(column, *_words(code)) for column, code in enumerate(codes) if code]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(hash_words(letters(), *buffers) for _, buffers, _ in listed)])
+    columns = np.concatenate([np.zeros(0, np.int32), *(np.full(len(gains), column, np.int32) for column, _, gains in listed)])
+    gains = np.concatenate([np.zeros(0, np.float32), *(gains for _, _, gains in listed)])
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    return WordTable(table_slots(hashes), hashes, columns[order], gains[order])
+
+
+def _words(code: str) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]:
+    import wordfreq
+
+    by_centibel = wordfreq.get_frequency_list(code, "small")
+    wordfreq.get_frequency_list.cache_clear()  # megabytes of strings
+    words = pa.array([word for group in by_centibel for word in group], pa.string())
+    decades = np.repeat(FLOOR_DECADES - np.arange(len(by_centibel)) / 100, [len(group) for group in by_centibel])
+    return arrow_text(words), np.maximum(decades * np.log(10), 0).astype(np.float32)
+
+
+def arrow_text(strings: pa.StringArray | pa.LargeStringArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(bytes, N + 1 offsets) of N strings; the bytes are not copied. Nulls are empty."""
+    _, offsets, text = strings.buffers()
+    if not len(strings) or text is None or not text.size:
+        return _NO_TEXT, np.zeros(len(strings) + 1, np.int64)
+    dtype = np.int64 if pa.types.is_large_string(strings.type) else np.int32
+    return np.frombuffer(text, np.uint8), np.frombuffer(offsets, dtype)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
