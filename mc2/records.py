@@ -107,11 +107,16 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShardManifest:
-    """`manifest.json` of a folder of training shards. `drops` counts by reason; `fingerprints` name the metadata and the balance that made it."""
+    """`manifest.json` of a folder of training shards.
+
+    `drops` counts by reason: a name of DROP_REASONS, or "filter:<name>" for what a filter drops. `fingerprints` name the metadata and the balance that made it.
+    `replaced`: number of images that filters replaced.
+    """
 
     shards: tuple[ShardInfo, ...]
     drops: Mapping[str, int]
     fingerprints: Mapping[str, str]
+    replaced: int = 0
 
     @property
     def num_pairs(self) -> int:
@@ -122,4 +127,4 @@ class ShardManifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
-        return cls(tuple(ShardInfo(**shard) for shard in value["shards"]), value["drops"], value["fingerprints"])
+        return cls(tuple(ShardInfo(**shard) for shard in value["shards"]), value["drops"], value["fingerprints"], value["replaced"])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mc2 import storage
 from mc2.curation import balance
 from mc2.curation.balance_sums import EntrySums, Numbers, SumGroup, sum_all
+from mc2.curation.duplicates_stage import check_duplicates
 from mc2.curation.matched import MatchedShard
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
@@ -36,6 +37,7 @@ def count_shard(shard: MatchedShard, counts: EntrySums) -> Numbers:
     matched = dict(zip(shard.languages, np.bincount(shard.language, minlength=len(shard.languages)).tolist(), strict=True))
     rows = {code: {"captions": number, "matched": matched.get(code, 0)} for code, number in shard.identified.items()}
     total = {"pairs": shard.num_pairs, "pairs_matched": len(shard.keys), "pool_captions": shard.num_captions}
+    total["duplicate_pairs"] = sum(shard.duplicates.values())
     return {"languages": rows, "total": total}
 
 
@@ -108,18 +110,23 @@ def run_balance(
     tail_share: float | None = None,
     engine: Engine | None = None,
     draws: Draws = Draws(),
+    duplicates: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Counts, tail share, thresholds and probabilities of a matched pool. Returns `balance.json` as a dict."""
+    """Counts, tail share, thresholds and probabilities of a matched pool, without its duplicates if their folder is given. Returns `balance.json` as a dict."""
     matched, out, engine = Path(matched), Path(out), engine or LocalEngine()
     done, opened = storage.finished(matched, "match", "mc2 curate match"), Metadata.open(metadata)
     if storage.read_json(matched / "inputs.json")["metadata"] != opened.fingerprint:
         raise ValueError(f"{matched}: was matched with other metadata than {opened.folder}; run `mc2 curate match` with this metadata")
-    rules = {"english_threshold": english_threshold, "english_rule": english_rule, "tail_share": tail_share}
+    duplicates = Path(duplicates) if duplicates is not None else None
+    without = check_duplicates(duplicates, storage.read_json(matched / "inputs.json")["pool"])
+    rules = {"duplicates": without, "english_threshold": english_threshold, "english_rule": english_rule, "tail_share": tail_share}
     with storage.Stage(out, "balance", {"matched": done["fingerprint"], **rules, **vars(draws)}) as stage:
         if not stage.done:
 
             def add_up(name: str, kind: Any, function: Any) -> tuple[dict[str, NDArray[Any]], Numbers]:
-                return sum_all(SumGroup(matched, out / ".sums", name, kind, function, opened.num_entries, stage.fingerprint), engine)
+                return sum_all(
+                    SumGroup(matched, out / ".sums", name, kind, function, opened.num_entries, stage.fingerprint, duplicates), engine
+                )
 
             counts, counted = add_up("count", np.int64, count_shard)
             for code in counted["languages"]:  # also those in which nothing matched
@@ -127,7 +134,7 @@ def run_balance(
             balanced = balance.balance_languages(counts, english_threshold, english_rule, tail_share)
             balanced.save(out, opened.entries)  # for the workers of the next line
             expected, kept = add_up("keep", np.float64, KeepShard(out, stage.fingerprint, draws))
-            fingerprints = {"metadata": opened.fingerprint, "matched": done["fingerprint"]}
+            fingerprints = {"metadata": opened.fingerprint, "matched": done["fingerprint"], "duplicates": without}
             summary = {"fingerprints": fingerprints, "draws": vars(draws), "drops": done["results"]["drops"]}
             balanced.save(out, opened.entries, expected, summary | _summary(done["results"]["shards"], counted, kept))
             shutil.rmtree(out / ".sums", ignore_errors=True)

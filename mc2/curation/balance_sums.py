@@ -45,7 +45,7 @@ class EntrySums:
 class SumGroup:
     """Writes the sums over a group of shards, "first-last" by number, into a file of `out`, unless it is there.
 
-    function: adds a shard to the sums per entry and returns its other numbers. fingerprint: of the run.
+    function: adds a shard to the sums per entry and returns its other numbers. fingerprint: of the run. duplicates: folder of that stage.
     """
 
     matched: Path
@@ -55,13 +55,14 @@ class SumGroup:
     function: Callable[[MatchedShard, EntrySums], Numbers]
     num_entries: Mapping[str, int]
     fingerprint: str
+    duplicates: Path | None
 
     def __call__(self, group: str) -> None:
         if not self.path(group).exists():
             first, last = map(int, group.split("-"))
             sums, numbers = EntrySums(self.num_entries, self.kind), Numbers()
             for path in matched_shards(self.matched, self.fingerprint)[first : last + 1]:
-                add_numbers(numbers, self.function(MatchedShard.read(path), sums))
+                add_numbers(numbers, self.function(MatchedShard.read(path, self.duplicates), sums))
             _write(self.path(group), sums, numbers)
 
     def path(self, group: str) -> Path:

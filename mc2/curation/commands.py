@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mc2.curation.balance import EnglishRule
+from mc2.curation.filters import PairFilter
 from mc2.curation.image_hash import DctEncoder, ImageEncoder
 from mc2.curation.match import MatchRule
 from mc2.curation.pack_plan import Balancing
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
+from mc2.engines.engine import Engine
 from mc2.engines.options import make_engine
 
 
@@ -52,6 +54,7 @@ def hash_images(
     encoder: Callable[[], ImageEncoder] | None = DctEncoder,
     seed: int = 0,
     max_pixels: int = 64_000_000,
+    columns: PoolColumns = BY_NAME,
     **engine_options: Any,
 ) -> None:
     """Hashes of all images, by content and by look.
@@ -63,10 +66,11 @@ def hash_images(
             resized. `mc2.interchange.image_encoder.ClipEncoder` takes a model folder. `null`: contents alone, nothing is decoded.
         seed: Draws the directions that the embedding is projected on.
         max_pixels: Images with more pixels are not decoded.
+        columns: Names of the columns of parquet files, see `mc2 curate match --help`.
     """
     from mc2.curation.hash_stage import HashSettings, run_hash
 
-    results = run_hash(pool, out, encoder, HashSettings(seed, max_pixels), make_engine(out / ".logs", **engine_options))
+    results = run_hash(pool, out, encoder, HashSettings(seed, max_pixels), make_engine(out / ".logs", **engine_options), columns)
     print(
         f"{out}: hashed {results['images']:,} images; not decoded: {results['drops']}. Next: mc2 curate duplicates --hashes {out} --out ..."
     )
@@ -97,6 +101,7 @@ def balance(
     tail_share: float | None = None,
     seed: int = 0,
     epoch: int = 0,
+    duplicates: Path | None = None,
     **engine_options: Any,
 ) -> None:
     """Counts, thresholds and probabilities of the entries of all languages.
@@ -111,11 +116,12 @@ def balance(
         tail_share: Share of the matches that belongs to the tail; by default that of English at `english_threshold`. For pools without English.
         seed: Keys the draws that are counted beside what is expected; nothing else depends on it.
         epoch: Keys them too: the epoch of training that would draw the same.
+        duplicates: Folder of `mc2 curate duplicates`: the pairs in it do not count. `mc2 curate pack` needs the same.
     """
     from mc2.curation.balance_stage import Draws, run_balance
 
     engine = make_engine(out / ".logs", **engine_options)
-    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, engine, Draws(seed, epoch))
+    value = run_balance(matched, metadata, out, english_threshold, english_rule, tail_share, engine, Draws(seed, epoch), duplicates)
     total = value["total"]
     print(
         f"{out}: tail share {value['tail_share']:.2%}; {total['matched']:,} matched captions, {total['expected_captions']:,.0f} expected to be kept. "
@@ -133,6 +139,8 @@ def pack(
     epoch: int = 0,
     max_pixels: int = 64_000_000,
     shard_pairs: int = 10_000,
+    duplicates: Path | None = None,
+    filters: list[Callable[[], PairFilter]] | None = None,
     **engine_options: Any,
 ) -> None:
     """Training shards with the captions that matched.
@@ -147,6 +155,8 @@ def pack(
         epoch: Keys the draws of offline balancing: the loader's choice in this epoch.
         max_pixels: Images with more pixels are dropped.
         shard_pairs: Pairs of a shard; small shards of the pool are joined, large ones split. A run needs a shard for each worker of each rank.
+        duplicates: Folder of `mc2 curate duplicates`: the pairs in it are dropped. The same as for `mc2 curate balance`.
+        filters: Classes that look at the image and the captions of each pair and drop it, or replace its image (`mc2.curation.faces.BlurFaces`).
     """
     from mc2.curation.pack_plan import PackSettings
     from mc2.curation.pack_stage import run_pack
@@ -158,6 +168,8 @@ def pack(
         out,
         PackSettings(balanced, seed, epoch, max_pixels, shard_pairs),
         make_engine(out / ".logs", **engine_options),
+        duplicates,
+        filters or [],
     )
     print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
 
@@ -226,9 +238,16 @@ def run(
     shard_pairs: int = 10_000,
     truth: Path | None = None,
     columns: PoolColumns = BY_NAME,
+    drop_duplicates: bool = False,
+    benchmarks: list[Path] | None = None,
+    encoder: Callable[[], ImageEncoder] | None = DctEncoder,
+    radius: int = 3,
+    filters: list[Callable[[], PairFilter]] | None = None,
     **engine_options: Any,
 ) -> None:
     """All stages, into matched/, balance/, shards/ and curation/ of one folder; for a pool without images urls/ in the place of shards/.
+
+    If duplicates are dropped, there are hashes/, benchmarks/ and duplicates/ too.
 
     Args:
         pool: Folder of shards of one kind: img2dataset tars (jpg + txt + json), parquet files (URL or key, captions, perhaps images), or Common Crawl's
@@ -245,6 +264,11 @@ def run(
         shard_pairs: Pairs of a training shard.
         truth: Parquet with the true language of captions, for the report.
         columns: Names of the columns of parquet files, see `mc2 curate match --help`.
+        drop_duplicates: Drop pairs whose image is in the pool already, or in one of the benchmarks; before balancing.
+        benchmarks: Folders with the images of benchmarks, files or tars.
+        encoder: See `mc2 curate hash --help`.
+        radius: See `mc2 curate duplicates --help`.
+        filters: See `mc2 curate pack --help`.
     """
     from mc2.curation.balance_stage import Draws, run_balance
     from mc2.curation.match_stage import MatchSettings, run_match
@@ -254,21 +278,52 @@ def run(
     from mc2.curation.report import write_report
     from mc2.curation.urls_stage import img2dataset_command, run_urls
 
-    engine = make_engine(out / ".logs", **engine_options)
-    run_match(pool, metadata, out / "matched", MatchSettings(min_score, rule=rule), engine, columns)
-    run_balance(out / "matched", metadata, out / "balance", english_threshold, english_rule, tail_share, engine, Draws(seed))
+    if benchmarks and not drop_duplicates:
+        raise ValueError("curate run: found benchmarks, but duplicates are not dropped; give --drop_duplicates true as well")
     has_images = pool_has_images(pool_shards(pool), columns)
+    if (drop_duplicates or filters) and not has_images:
+        raise ValueError(
+            f"{pool}: found no images in the pool, need them for duplicates and filters; leave these out until they are downloaded"
+        )
+    engine, matched, shards = make_engine(out / ".logs", **engine_options), out / "matched", out / "shards"
+    run_match(pool, metadata, matched, MatchSettings(min_score, rule=rule), engine, columns)
+    leave = _find_duplicates(pool, out, benchmarks or [], encoder, radius, engine, columns) if drop_duplicates else None
+    run_balance(matched, metadata, out / "balance", english_threshold, english_rule, tail_share, engine, Draws(seed), leave)
     if has_images:
-        run_pack(pool, out / "matched", out / "balance", out / "shards", PackSettings(balanced, seed, shard_pairs=shard_pairs), engine)
+        settings = PackSettings(balanced, seed, shard_pairs=shard_pairs)
+        run_pack(pool, matched, out / "balance", shards, settings, engine, leave, filters or [])
     else:
-        run_urls(pool, out / "matched", out / "balance", out / "urls", balanced, seed, engine=engine)
-    write_report(out / "balance", out / "curation", out / "matched", truth, out / "shards" if has_images else None)
+        run_urls(pool, matched, out / "balance", out / "urls", balanced, seed, engine=engine)
+    write_report(out / "balance", out / "curation", matched, truth, shards if has_images else None)
     print(f"{out}: open curation/report.png")
     if has_images:
         print(f"{out}: train on shards/ with balance/")
     else:
         print(f"{out}: the pool has no images, so the URLs of the matched pairs are in urls/. Download them, then curate the tars:")
         print(f"  {img2dataset_command(out / 'urls', Path('TARS'))}\n  mc2 curate run --pool TARS --metadata {metadata} --out ...")
+
+
+def _find_duplicates(
+    pool: Path,
+    out: Path,
+    benchmarks: list[Path],
+    encoder: Callable[[], ImageEncoder] | None,
+    radius: int,
+    engine: Engine,
+    columns: PoolColumns,
+) -> Path:
+    """Hash the pool and the benchmarks, and compare. Returns the folder of the pairs that leave."""
+    from mc2.curation.duplicates_stage import run_duplicates
+    from mc2.curation.hash_stage import run_hash
+
+    folders = {out / "benchmarks" / folder.name: folder for folder in benchmarks}
+    if len(folders) < len(benchmarks):
+        raise ValueError(f"curate run: found benchmarks {[str(folder) for folder in benchmarks]}, need folders with different names")
+    run_hash(pool, out / "hashes", encoder, engine=engine, columns=columns)
+    for hashes, folder in folders.items():
+        run_hash(folder, hashes, encoder, engine=engine)
+    run_duplicates(out / "hashes", out / "duplicates", list(folders), radius, out / "matched")
+    return out / "duplicates"
 
 
 def main(argv: list[str]) -> int:

@@ -195,9 +195,11 @@ def check_duplicates(duplicates: Path | None, pool_fingerprint: str) -> str | No
     return str(done["fingerprint"])
 
 
-def read_duplicates(duplicates: Path | None, shard: str) -> dict[str, str]:
-    """key -> reason of the pairs of a pool shard that leave; none without a folder."""
+def without_duplicates(rows: pa.Table, duplicates: Path | None, shard: str) -> tuple[pa.Table, dict[str, int]]:
+    """The rows of a pool shard (a table with "key") that do not leave as duplicates, and how many different keys leave, by reason."""
     if duplicates is None:
-        return {}
-    table = pq.read_table(hashed_path(duplicates, shard), columns=["key", "reason"])
-    return dict(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
+        return rows, {}
+    leave = pq.read_table(hashed_path(duplicates, shard), columns=["key", "reason"])
+    leave = leave.filter(pc.is_in(leave["key"], pc.unique(rows["key"])))
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(leave["reason"]).to_pylist()}
+    return rows.filter(pc.invert(pc.is_in(rows["key"], leave["key"]))).combine_chunks(), dict(sorted(counts.items()))

@@ -28,6 +28,7 @@ from mc2.curation.image_hash import DctEncoder, HashArray, ImageEncoder, directi
 from mc2.curation.match_stage import sum_drops
 from mc2.curation.plugin import built_once, pickled
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs, shard_kind
+from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.curation.pool_tar import read_tar_images
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
@@ -54,20 +55,20 @@ class ImageSource(Protocol):
 class PoolImages:
     """The images of a pool, by its shards. Errors: ValueError if the folder is no pool, or one of text."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, columns: PoolColumns) -> None:
         shards = pool_shards(folder)
-        if not pool_has_images(shards):
+        if not pool_has_images(shards, columns):
             raise ValueError(
                 f"{folder}: found a pool of text and URLs, need one with images; download them with img2dataset and give its folder"
             )
-        self.folder, self.fingerprint = folder, pool_fingerprint(shards)
+        self.folder, self.columns, self.fingerprint = folder, columns, pool_fingerprint(shards)
         self.shards = tuple(shard.name for shard in shards)
 
     def images(self, shard: str) -> Iterator[ImageBytes]:
         path = self.folder / shard
         if shard_kind(path) == "tar":
             return read_tar_images(path)
-        return ((pair.key, pair.image or b"") for pair in read_pairs(path, Counter()))
+        return ((pair.key, pair.image or b"") for pair in read_pairs(path, Counter(), columns=self.columns))
 
 
 class LooseImages:
@@ -89,13 +90,13 @@ class LooseImages:
 
 
 @lru_cache(maxsize=4)  # a folder is listed once per process
-def open_images(folder: Path) -> ImageSource:
+def open_images(folder: Path, columns: PoolColumns) -> ImageSource:
     """The pool in a folder, or else the image files under it. Errors: ValueError if there is neither, and for a pool of text."""
     if folder.is_dir() and not any(shard_kind(path) for path in folder.iterdir()):
         loose = LooseImages(folder)
         if loose.shards:
             return loose
-    return PoolImages(folder)
+    return PoolImages(folder, columns)
 
 
 def decode(data: bytes, edge: int, max_pixels: int) -> Image.Image | str:
@@ -139,12 +140,13 @@ class HashShard:
     out: Path
     encoder: bytes | None  # pickled factory; without one nothing is decoded
     settings: HashSettings
+    columns: PoolColumns
 
     def __call__(self, shard: str) -> dict[str, int]:
         path = hashed_path(self.out, shard)
         if not path.exists():
             counts: Counter[str] = Counter(images=0)
-            images = open_images(self.folder).images(shard)
+            images = open_images(self.folder, self.columns).images(shard)
             parts = list(iter(lambda: self._table(list(islice(images, _BATCH)), counts), None))
             table = pa.concat_tables([HASHED_SCHEMA.empty_table(), *parts]).replace_schema_metadata({"counts": json.dumps(counts)})
             with storage.atomic_write(path) as file:
@@ -191,6 +193,7 @@ def run_hash(
     encoder: Callable[[], ImageEncoder] | None = DctEncoder,
     settings: HashSettings | None = None,
     engine: Engine | None = None,
+    columns: PoolColumns = BY_NAME,
 ) -> dict[str, Any]:
     """Hash the images of a pool, or those under a folder. Without an encoder only their contents, so that nothing is decoded.
 
@@ -198,12 +201,12 @@ def run_hash(
     another run.
     """
     settings, engine, pool, out = settings or HashSettings(), engine or LocalEngine(), Path(pool), Path(out)
-    source = open_images(pool)
+    source = open_images(pool, columns)
     identity = encoder().identity if encoder is not None else None
-    inputs = {"pool": source.fingerprint, "encoder": identity, **vars(settings)}
+    inputs = {"pool": source.fingerprint, "encoder": identity, **vars(settings), "columns": vars(columns)}
     with storage.Stage(out, "hash", inputs) as stage:
         if not stage.done:
-            shard = HashShard(pool, out, None if encoder is None else pickled("encoder", encoder), settings)
+            shard = HashShard(pool, out, None if encoder is None else pickled("encoder", encoder), settings, columns)
             counts = sum_drops(engine.map("hash", shard, source.shards))
             stage.finish({"shards": list(source.shards), "images": counts.pop("images"), "drops": counts})
         return stage.results

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mc2 import storage
 from mc2.curation.balance import BoolArray, FloatArray, accepted_captions
+from mc2.curation.duplicates_stage import without_duplicates
 
 COLUMNS = ["key", "caption_index", "language", "entries", "drop"]
 
@@ -25,6 +26,7 @@ class MatchedShard:
     keys: [P]. pair: [C] number of the pair, ascending. caption_index: [C] place in the pair. language: [C] number in `languages`.
     lengths: [C] number of entries. entry_ids: [M] of all captions one after the other.
     num_pairs, num_captions: of the file, with those that do not stay. identified: captions per language, with those without an entry.
+    duplicates: pairs with matched captions that leave as duplicates, by reason; none of their captions stays.
     """
 
     keys: Sequence[str]
@@ -37,10 +39,11 @@ class MatchedShard:
     num_pairs: int
     num_captions: int
     identified: Mapping[str, int]
+    duplicates: Mapping[str, int]
 
     @classmethod
-    def read(cls, path: Path) -> MatchedShard:
-        """Errors: ValueError that names a file that cannot be read."""
+    def read(cls, path: Path, duplicates: Path | None = None) -> MatchedShard:
+        """`duplicates`: folder of that stage. Errors: ValueError that names a file that cannot be read."""
         try:
             table = pq.read_table(path, columns=COLUMNS)
         except (OSError, pa.ArrowException) as error:
@@ -49,6 +52,7 @@ class MatchedShard:
             ) from error
         drop = table["drop"]
         stay = table.filter(pc.is_null(drop)).combine_chunks()
+        stay, leave = without_duplicates(stay, duplicates, path.stem)
         identified = table["language"].filter(pc.or_kleene(pc.is_null(drop), pc.equal(drop, "no_entry")))
         keys, pair = _numbered(stay["key"])
         languages, language = _numbered(stay["language"])
@@ -63,6 +67,7 @@ class MatchedShard:
             pc.count_distinct(table["key"]).as_py(),
             len(table),
             {row["values"]: row["counts"] for row in pc.value_counts(identified).to_pylist()},
+            leave,
         )
 
     @property

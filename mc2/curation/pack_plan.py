@@ -63,6 +63,7 @@ class ChoosePairs:
     balance: Path
     fingerprint: str
     settings: PackSettings
+    duplicates: Path | None = None
 
     def __call__(self, shard: Path) -> tuple[int, dict[str, int]]:
         """The number of pairs to pack, and the drops."""
@@ -71,7 +72,7 @@ class ChoosePairs:
 
     def choose(self, shard: Path) -> tuple[dict[str, list[ChosenCaption]], Counter[str]]:
         """The captions to pack by key, in the order of the pool, and the drops. Packing drops further pairs only for their images."""
-        matched = MatchedShard.read(self.matched / f"{shard.stem}.parquet")
+        matched = MatchedShard.read(self.matched / f"{shard.stem}.parquet", self.duplicates)
         captions = np.arange(len(matched.pair))
         if self.settings.balanced == "offline":
             match_prob = matched.match_prob(probabilities_once(self.balance, self.fingerprint))
@@ -83,7 +84,9 @@ class ChoosePairs:
             entries = matched.entry_ids[ends[number] - matched.lengths[number] : ends[number]].tolist()
             caption = (int(matched.caption_index[number]), matched.languages[matched.language[number]], tuple(entries))
             chosen.setdefault(matched.keys[matched.pair[number]], []).append(caption)
-        drops = Counter(no_captions=matched.num_pairs - len(matched.keys), balanced_away=len(matched.keys) - len(chosen))
+        drops = Counter(matched.duplicates)
+        drops["no_captions"] = matched.num_pairs - len(matched.keys) - drops.total()
+        drops["balanced_away"] = len(matched.keys) - len(chosen)
         return chosen, +drops
 
 

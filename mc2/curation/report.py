@@ -62,6 +62,7 @@ def _add_packed(report: dict[str, Any], shards: Path) -> None:
         row["packed_captions"] = sum(shard["captions"].get(code, 0) for shard in manifest["shards"])
     report["total"]["packed_captions"] = sum(row["packed_captions"] for row in report["languages"].values())
     report["total"]["packed_pairs"] = sum(shard["num_pairs"] for shard in manifest["shards"])
+    report["total"]["replaced_images"] = manifest["replaced"]
     report["drops"] = manifest["drops"]
 
 
