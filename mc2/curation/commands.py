@@ -9,6 +9,7 @@ from typing import Any
 from mc2.curation.balance import EnglishRule
 from mc2.curation.filters import PairFilter
 from mc2.curation.image_hash import DctEncoder, ImageEncoder
+from mc2.curation.language_id import BEST, LanguageSettings
 from mc2.curation.match import MatchRule
 from mc2.curation.pack_plan import Balancing
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
@@ -20,7 +21,7 @@ def match(
     pool: Path,
     metadata: Path,
     out: Path,
-    min_score: float = 0.0,
+    language: LanguageSettings = BEST,
     max_characters: int = 10_000,
     rule: MatchRule = "mc2",
     columns: PoolColumns = BY_NAME,
@@ -33,7 +34,7 @@ def match(
             *.warc.wat.gz (needs `pip install 'mc2[wat]'`).
         metadata: Folder of `mc2 metadata build`.
         out: Folder to write; the same line again goes on where it stopped.
-        min_score: Captions whose language is less certain than this are dropped.
+        language: How the language of a caption is found.
         max_characters: Longer captions are dropped.
         rule: "mc2", or "published" for the published rule, under which kana hardly ever match.
         columns: Names of the columns of parquet files, where they do not tell by themselves what they are.
@@ -41,7 +42,7 @@ def match(
     from mc2.curation.match_stage import MatchSettings, run_match
 
     results = run_match(
-        pool, metadata, out, MatchSettings(min_score, max_characters, rule), make_engine(out / ".logs", **engine_options), columns
+        pool, metadata, out, MatchSettings(language, max_characters, rule), make_engine(out / ".logs", **engine_options), columns
     )
     print(
         f"{out}: matched {results['shards']:,} shards; drops: {results['drops']}. Next: mc2 curate balance --matched {out} --metadata {metadata} --out ..."
@@ -232,7 +233,7 @@ def run(
     english_rule: EnglishRule = "paper",
     tail_share: float | None = None,
     balanced: Balancing = "online",
-    min_score: float = 0.0,
+    language: LanguageSettings = BEST,
     rule: MatchRule = "mc2",
     seed: int = 0,
     shard_pairs: int = 10_000,
@@ -258,7 +259,7 @@ def run(
         english_rule: "paper" or "published_code", see `mc2 curate balance --help`.
         tail_share: Share of the matches that belongs to the tail, for pools without English.
         balanced: "online" or "offline", see `mc2 curate pack --help`.
-        min_score: Captions whose language is less certain than this are dropped.
+        language: How the language of a caption is found.
         rule: "mc2" or "published", see `mc2 curate match --help`.
         seed: Keys the draws of offline balancing.
         shard_pairs: Pairs of a training shard.
@@ -286,7 +287,7 @@ def run(
             f"{pool}: found no images in the pool, need them for duplicates and filters; leave these out until they are downloaded"
         )
     engine, matched, shards = make_engine(out / ".logs", **engine_options), out / "matched", out / "shards"
-    run_match(pool, metadata, matched, MatchSettings(min_score, rule=rule), engine, columns)
+    run_match(pool, metadata, matched, MatchSettings(language, rule=rule), engine, columns)
     leave = _find_duplicates(pool, out, benchmarks or [], encoder, radius, engine, columns) if drop_duplicates else None
     run_balance(matched, metadata, out / "balance", english_threshold, english_rule, tail_share, engine, Draws(seed), leave)
     if has_images:

@@ -63,6 +63,9 @@ class LanguageSettings:
         return {**asdict(self), "model": storage.sha256_file(model_path(self.model))}
 
 
+BEST = LanguageSettings()  # the default everywhere
+
+
 @dataclass(frozen=True)
 class Identified:
     """The languages of N captions.

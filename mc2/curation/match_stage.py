@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.language_id import LanguageIdentifier, LanguageSettings
+from mc2.curation.language_id import BEST, DROPS, LanguageIdentifier, LanguageSettings
 from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
@@ -32,31 +32,38 @@ from mc2.records import MATCHED_SCHEMA
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """How captions are judged. `min_score`: of the language identification. `max_characters`: a longer caption is dropped. `rule`: see `mc2.curation.match`."""
+    """How captions are judged. `language`: the language identification. `max_characters`: a longer caption is dropped. `rule`: see `mc2.curation.match`."""
 
-    min_score: float = 0.0
+    language: LanguageSettings = BEST
     max_characters: int = 10_000
     rule: MatchRule = "mc2"
 
+    def inputs(self) -> dict[str, object]:
+        """The settings as plain types: what the result depends on."""
+        return {"language": self.language.inputs(), "max_characters": self.max_characters, "rule": self.rule}
+
 
 class CaptionMatcher:
-    """Language and entries of a caption, or the reason of its drop. Matchers of languages are loaded when the first caption needs them."""
+    """Languages and entries of captions, or the reasons of their drops. Matchers of languages are loaded when the first caption needs them."""
 
     def __init__(self, metadata: Metadata, cache: Path, settings: MatchSettings) -> None:
         self.metadata, self.cache, self.settings = metadata, cache, settings
-        self.identify = LanguageIdentifier(metadata.sha256, LanguageSettings(min_score=settings.min_score))
+        self.identifier = LanguageIdentifier(metadata.sha256, settings.language)
         self._matchers: dict[str, Matcher] = {}
 
-    def __call__(self, caption: str) -> tuple[str, float, NDArray[np.int32], str | None]:
-        """(language, score, entry ids, drop)."""
-        drop = self._unreadable(caption)
-        language, score, ids = "", 0.0, np.zeros(0, np.int32)
-        if drop is None:
-            language, score, drop = self.identify(caption)
-        if drop is None:
-            ids = self._matcher(language)(caption)
-            drop = None if len(ids) else "no_entry"
-        return language, score, ids, drop
+    def __call__(self, captions: Sequence[str], hints: Sequence[str]) -> list[tuple[str, float, NDArray[np.int32], str | None]]:
+        """(language, score, entry ids, drop) of each caption."""
+        none = np.zeros(0, np.int32)
+        found: list[tuple[str, float, NDArray[np.int32], str | None]] = [("", 0.0, none, self._unreadable(caption)) for caption in captions]
+        readable = [i for i, row in enumerate(found) if row[3] is None]
+        texts, tags = pa.array([captions[i] for i in readable], pa.string()), pa.array([hints[i] for i in readable], pa.string())
+        identified = self.identifier.identify(texts, tags)
+        columns = (column.tolist() for column in (identified.language, identified.score, identified.drop))
+        for i, position, score, number in zip(readable, *columns, strict=True):
+            language, drop = self.identifier.languages[position] if position >= 0 else "", DROPS[number]
+            ids = self._matcher(language)(captions[i]) if drop is None else none
+            found[i] = (language, score, ids, drop if drop or len(ids) else "no_entry")
+        return found
 
     def _unreadable(self, caption: str) -> str | None:
         if not caption.isascii():
@@ -109,12 +116,13 @@ class MatchShard:
         if not path.exists():
             matcher = _caption_matcher(self.metadata, self.fingerprint, self.out / ".automata", self.settings)
             drops: Counter[str] = Counter()
-            rows = [
-                (pair.key, index, *matcher(caption))
-                for pair in read_pairs(shard, drops, images=False, columns=self.columns)
-                for index, caption in enumerate(pair.captions)
-            ]
-            table = _matched_table(rows).replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items())))})
+            pairs = list(read_pairs(shard, drops, images=False, columns=self.columns))
+            captions = [caption for pair in pairs for caption in pair.captions]
+            found = matcher(captions, [pair.hint for pair in pairs for _ in pair.captions])
+            keys = [(pair.key, index) for pair in pairs for index in range(len(pair.captions))]
+            table = _matched_table([(*key, *row) for key, row in zip(keys, found, strict=True)]).replace_schema_metadata(
+                {"drops": json.dumps(dict(sorted(drops.items())))}
+            )
             with storage.atomic_write(path) as file:
                 pq.write_table(table, file, compression="zstd")
         return matched_drops(path)
@@ -147,11 +155,11 @@ def run_match(
     """Match every caption of a pool. Returns {"shards", "drops"}. Errors: ValueError for a missing pool or metadata, or a folder of another run."""
     settings, engine, out = settings or MatchSettings(), engine or LocalEngine(), Path(out)
     shards, opened = pool_shards(pool), Metadata.open(metadata)
-    inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **vars(settings), "columns": vars(columns)}
+    inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **settings.inputs(), "columns": vars(columns)}
     with storage.Stage(out, "match", inputs) as stage:
         if not stage.done:
             pool_has_images(shards, columns)  # checks the columns
-            identifier = LanguageIdentifier(opened.sha256, LanguageSettings(min_score=settings.min_score))  # a wrong setting is one error
+            identifier = LanguageIdentifier(opened.sha256, settings.language)  # a wrong setting is one error
             languages = identifier.candidates
             engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), languages)
             drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings, columns), shards)

@@ -28,10 +28,11 @@ class WordTable(NamedTuple):
 
 
 def listed_languages() -> dict[str, str]:
-    """Canonical code -> wordfreq's own, of the languages that have a list."""
+    """Canonical code -> wordfreq's own, of the languages that have a list; Bosnian, Croatian and Serbian (in Latin letters) share one."""
     from mc2.metadata.unigrams import wordlist_codes
 
-    return wordlist_codes("small")
+    codes = wordlist_codes("small")
+    return {**dict.fromkeys(("bs", "hr", "sr"), codes["sh"]), **codes}
 
 
 @lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ from PIL import Image
 from mc2 import storage
 from mc2.curation.balance import Balance, draw_caption, keep_probability
 from mc2.curation.balance_stage import run_balance
+from mc2.curation.language_id import LanguageSettings
 from mc2.curation.match_stage import MatchSettings, run_match
 from mc2.curation.pack_plan import PackSettings
 from mc2.curation.pack_stage import image_extension, run_pack
@@ -203,8 +204,10 @@ def test_stages_in_the_wrong_order(pool: Path, metadata: Path, done: Path, tmp_p
 
 
 def test_other_settings_never_mix(pool: Path, metadata: Path, done: Path) -> None:
-    with pytest.raises(ValueError, match=r"matched: belongs to another run \(min_score: found 0.0, need 0.5\)"):
-        run_match(pool, metadata, done / "matched", MatchSettings(min_score=0.5), HERE)
+    with pytest.raises(
+        ValueError, match=r"matched: belongs to another run \(language: found \{.*'min_score': 0.0.*, need \{.*'min_score': 0.5"
+    ):
+        run_match(pool, metadata, done / "matched", MatchSettings(LanguageSettings(min_score=0.5)), HERE)
     with pytest.raises(ValueError, match=r"balance: belongs to another run \(english_rule: found 'paper', need 'published_code'\)"):
         run_balance(done / "matched", metadata, done / "balance", 4, "published_code", engine=HERE)
 
