@@ -20,7 +20,8 @@ SUBCOMMANDS = {
     "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
     "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),
     "predict": ("mc2.training.commands", "rank given texts for given image files"),
-    "export": ("mc2.interchange.commands", "checkpoint -> model folder that mc2.load reads"),
+    "import": ("mc2.interchange.commands", "model of open_clip, transformers or mini_clip -> model folder that mc2.load reads"),
+    "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
 }
 
 USAGE = """usage: mc2 [--debug] SUBCOMMAND ...

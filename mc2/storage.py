@@ -26,6 +26,15 @@ from mc2 import __version__
 JSON = dict[str, Any]
 
 
+def experiments() -> Path:
+    """The folder of experiments: beside the package in a checkout, inside it when installed from a wheel. Errors: ValueError if it is in neither."""
+    package = Path(__file__).parent
+    for folder in (package.parent / "experiments", package / "experiments"):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"experiments: not found beside or in {package}; install mc2 again")
+
+
 # --- keyed random draws -------------------------------------------------------------------------------------------------
 
 

@@ -113,3 +113,7 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         other.join(30)
     with Stage(tmp_path, "pack", {}) as stage:
         assert not stage.done
+
+
+def test_experiments_are_found_beside_the_package() -> None:
+    assert (storage.experiments() / "quickstart.yaml").is_file()

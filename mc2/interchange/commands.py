@@ -1,10 +1,9 @@
-"""`mc2 export`: a checkpoint of training -> the model folder that `mc2.load` reads."""
+"""`mc2 import | export`: models of other tools in, checkpoints of training and model folders out."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -16,23 +15,76 @@ TOWERS = "towers."  # prefix of the towers' weights in the training module
 
 
 def main(argv: list[str]) -> int:
-    """Export as the command line says; `argv` begins with the subcommand. Returns 0; errors are raised as ValueError."""
-    parser = argparse.ArgumentParser(prog="mc2 export", description="Write a checkpoint as a model folder that mc2.load reads.")
-    parser.add_argument("--config", type=Path, required=True, help="config.yaml that the run saved; names its tokenizer and preprocessing")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of the run: a file, or the folder of a sharded one")
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write; an older model there is replaced")
-    arguments = parser.parse_args(argv[1:])
-    export(arguments.config, arguments.ckpt_path, arguments.out)
-    print(f"{arguments.out}: written; read it with mc2.load({str(arguments.out)!r})")
+    """Run `mc2 import` or `mc2 export`; `argv` begins with the subcommand. Returns 0; errors are raised as ValueError."""
+    from jsonargparse import ArgumentParser
+
+    command: Any = {"import": import_, "export": export}[argv[0]]
+    parser = ArgumentParser(prog=f"mc2 {argv[0]}", description=str(command.__doc__).splitlines()[0])
+    parser.add_function_arguments(command, as_group=False)  # auto_cli would take --config for itself
+    command(**parser.parse_args(argv[1:]).as_dict())
     return 0
 
 
-def export(config: Path, ckpt_path: Path, out: Path) -> None:
-    """Write the model folder `out`. Needs the checkpoint, the run's config and its tokenizer, but neither its shards nor its balance."""
-    from mc2.interchange.model_directory import save
+def import_(
+    source: Path, out: Path, size: str | None = None, tokenizer: Path | None = None, mode: Literal["crop", "squash"] | None = None
+) -> None:
+    """Turn a model of open_clip, transformers or mini_clip into a model folder that mc2.load reads; the other tool's own results are compared first.
 
-    data = data_module(config)
-    save(out, read_towers(ckpt_path), data.tokenizer, data.preprocess)
+    Args:
+        source: Folder of open_clip (open_clip_config.json) or transformers (config.json of MetaClip2Model), or a checkpoint file of open_clip or mini_clip.
+        out: Model folder to write, with parity.json.
+        size: What a checkpoint file holds: a name of experiments/models such as ViT-H-14-quickgelu, or a YAML like these.
+        tokenizer: SentencePiece file (or folder with tokenizer.model), where the source has none: XLM-V's sentencepiece.bpe.model, mT5's for the mT5 sizes.
+        mode: How evaluation makes images square: crop (224 px) or squash (378 px in open_clip); by default what the source says, else crop.
+    """
+    from mc2.interchange.convert import import_model
+
+    report = import_model(source, out, size, tokenizer, mode)
+    print(f"{out}: written; read it with mc2.load({str(out)!r}). Largest differences to the source: {differences(report)}")
+
+
+def export(
+    out: Path,
+    model: Path | None = None,
+    config: Path | None = None,
+    ckpt_path: Path | None = None,
+    to: Literal["mc2", "open_clip", "transformers", "timm", "onnx"] = "mc2",
+) -> None:
+    """Write a checkpoint of training as a model folder that mc2.load reads, or a model in the form of another tool.
+
+    Args:
+        out: Folder to write. An older model folder there is replaced; for other tools it must be new.
+        model: Model folder to convert; instead of config and ckpt_path.
+        config: config.yaml that the run saved; names its tokenizer and preprocessing.
+        ckpt_path: Checkpoint of the run: a file, or the folder of a sharded one.
+        to: "mc2", or a folder for open_clip ("local-dir:..."), transformers (MetaClip2Model), timm (vision tower alone) or ONNX (both towers).
+    """
+    from mc2.interchange.convert import export_model
+    from mc2.interchange.model_directory import Clip, load, save
+
+    if (model is None) == (config is None or ckpt_path is None):
+        raise ValueError("export: need either --model, or --config and --ckpt_path of a run")
+    if model is not None:
+        if to == "mc2":
+            raise ValueError(f"{model}: is a model folder already; say with --to for which tool it should be written")
+        clip = load(model)
+    else:
+        assert config is not None
+        assert ckpt_path is not None
+        data = data_module(config)
+        clip = Clip(read_towers(ckpt_path), data.tokenizer, data.preprocess)
+    if to == "mc2":
+        save(out, clip.towers, clip.tokenizer, clip.preprocess)
+        print(f"{out}: written; read it with mc2.load({str(out)!r})")
+    else:
+        report = export_model(clip, to, out)
+        print(f"{out}: written for {to}. Largest differences: {differences(report)}")
+
+
+def differences(report: dict[str, Any]) -> str:
+    """The parity in one line."""
+    shown = ("image_features", "text_features", "logits", "pixel_levels", "texts_with_other_ids")
+    return ", ".join(f"{name} {report[name]:.2g}" for name in shown if report[name] is not None)
 
 
 def read_towers(ckpt_path: Path) -> TwoTower:

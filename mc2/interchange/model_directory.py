@@ -4,6 +4,7 @@ model.safetensors    weights under the names of `TwoTower.state_dict()`
 config.json          {"format": "mc2", "mc2": version, "towers": TwoTowerConfig, "preprocess": ImagePreprocess}
 tokenizer.model      SentencePiece
 tokenizer.json       form, size and SHA-256 of it
+parity.json          of an imported model: how far it is from where it came from
 
 Shapes: N images or texts, D embedding.
 """
@@ -29,7 +30,7 @@ from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
 
 FORMAT = "mc2"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, PARITY = "model.safetensors", "config.json", "parity.json"
 FILES = (WEIGHTS, CONFIG, "tokenizer.model", "tokenizer.json")
 
 
@@ -87,14 +88,16 @@ def check_parts(where: str, config: TwoTowerConfig, tokenizer: Tokenizer, prepro
         )
 
 
-def save(folder: str | Path, towers: TwoTower, tokenizer: Tokenizer, preprocess: ImagePreprocess) -> None:
+def save(
+    folder: str | Path, towers: TwoTower, tokenizer: Tokenizer, preprocess: ImagePreprocess, parity: Mapping[str, object] | None = None
+) -> None:
     """Write a model folder; it appears under its name when it is whole, and then takes the place of an older model folder.
 
     Errors: ValueError for parts that do not fit each other, a folder that holds something else, or a full disk.
     """
     folder = Path(folder)
     check_parts(str(folder), towers.config, tokenizer, preprocess)
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, PARITY}):
         raise ValueError(f"{folder}: holds something that is no model; choose a new folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -102,6 +105,8 @@ def save(folder: str | Path, towers: TwoTower, tokenizer: Tokenizer, preprocess:
         config = {"format": FORMAT, "mc2": __version__, "towers": towers.config.to_json(), "preprocess": asdict(preprocess)}
         storage.write_json(temporary / CONFIG, config)
         write_weights(temporary / WEIGHTS, towers.state_dict())
+        if parity is not None:
+            storage.write_json(temporary / PARITY, parity)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -115,6 +115,6 @@ class TextTower(nn.Module):
         x_BLW = self.token_embedding(tokens_BL) + self.position_embedding[:length]
         x_BLW = self.blocks(x_BLW)
         first_eos_B = (tokens_BL == self.config.eos_id).int().argmax(dim=1)  # argmax gives the first of equal values
-        x_BW = x_BLW[torch.arange(len(x_BLW), device=x_BLW.device), first_eos_B]
+        x_BW = x_BLW[torch.arange(x_BLW.shape[0], device=x_BLW.device), first_eos_B]
         text_BD: Tensor = self.projection(self.ln_final(x_BW))
         return text_BD

@@ -125,7 +125,7 @@ class Quickstart:
 
     def fit(self) -> None:
         """Training and benchmarks: `mc2 fit` in a process of its own, as one would start it by hand; the model folder and results.csv."""
-        experiment = experiment_file(EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
+        experiment = (storage.experiments() / EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
         inputs: dict[str, object] = {"experiment": storage.fingerprint(experiment), "seed": self.seed, "steps": self.steps}
         inputs |= {name: self._fingerprint(name) for name in ("shards", "tokenizer", "benchmarks")}
         with storage.Stage(self.out / "train", "quickstart fit", inputs) as stage:
@@ -144,7 +144,7 @@ class Quickstart:
         from mc2.interchange.commands import export
 
         checkpoint = self.out / "train/checkpoints/last.ckpt"
-        export(self.out / "train/config.yaml", checkpoint, self.out / "model")
+        export(self.out / "model", config=self.out / "train/config.yaml", ckpt_path=checkpoint)
         shutil.copyfile(self.out / "train/results.csv", self.out / "results.csv")
 
     def report(self) -> None:
@@ -168,15 +168,6 @@ class Quickstart:
 
 
 # --- the pieces around the stages ---------------------------------------------------------------------------------------
-
-
-def experiment_file(name: str) -> Path:
-    """An experiment's YAML: beside the package in a checkout, inside it when installed from a wheel. Errors: ValueError if it is in neither."""
-    package = Path(__file__).parents[1]
-    for folder in (package.parent / "experiments", package / "experiments"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ValueError(f"quickstart: experiments/{name} not found beside or in {package}; install mc2 again")
 
 
 def run_mc2(*arguments: object) -> None:

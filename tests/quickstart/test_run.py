@@ -12,7 +12,7 @@ from PIL import Image
 
 import mc2
 from mc2.benchmarks.results import COLUMNS, read_results
-from mc2.quickstart.run import Quickstart, experiment_file, run_mc2
+from mc2.quickstart.run import Quickstart, run_mc2
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -98,9 +98,3 @@ def test_help_explains_every_option() -> None:
         line = re.search(rf"--{option} \S+(.+?)(?=\n  --|\Z)", output, re.DOTALL)
         assert line, option
         assert len(line.group(1).split("(type")[0].split()) >= 3, option
-
-
-def test_experiment_is_found_beside_the_package() -> None:
-    assert experiment_file("quickstart.yaml").is_file()
-    with pytest.raises(ValueError, match=r"experiments/nothing\.yaml not found"):
-        experiment_file("nothing.yaml")
