@@ -155,7 +155,7 @@ def wikipedia_language(code: str, known: Collection[str] = LID176) -> str | None
     domain = code.replace("_", "-")
     if domain not in WIKIPEDIAS and domain not in MORE_WIKIPEDIAS and domain not in WIKIPEDIA_LANGUAGES:
         return None
-    own, (head, dash, _) = WIKIPEDIA_LANGUAGES.get(domain, domain), domain.partition("-")
+    own, (head, dash, _) = WIKIPEDIA_LANGUAGES.get(domain, ALIASES.get(domain, domain)), domain.partition("-")
     language = next((language for language in (own, head if dash else own) if language in known), OTHER)
     return METADATA_OF.get(language, language)
 

@@ -56,6 +56,7 @@ def test_a_finer_language_identification_keeps_languages_apart() -> None:
     assert [wikipedia_language(code, known) for code in codes] == ["lzh", "nan", "zh", "sgs", "other", "zu", "be", "other"]
     assert wikipedia_language("nrm", known) == "other"  # Norman, but ISO 639 has nrm for Narom
     assert wikipedia_language("nrm", {"nrf"}) == "nrf"
+    assert wikipedia_language("knc", {"kr"}) == "kr"  # Central Kanuri, opened in 2024
 
 
 def test_own_languages_of_wikipedias_are_languages() -> None:
