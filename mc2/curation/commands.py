@@ -1,4 +1,4 @@
-"""`mc2 curate match | hash | duplicates | balance | pack | urls | report | run`."""
+"""`mc2 curate match | hash | duplicates | balance | pack | urls | report | verify | run`."""
 
 from __future__ import annotations
 
@@ -225,6 +225,22 @@ def report(balance: Path, out: Path, matched: Path | None = None, truth: Path | 
     print(f"{out}: open report.png")
 
 
+def verify(shards: Path, images: bool = False, **engine_options: Any) -> int:
+    """Check a folder of training shards, ours or img2dataset's: prints what is wrong, one line each with the cure; status 1 if anything is.
+
+    Args:
+        shards: Folder of `mc2 curate pack`, or of plain tars.
+        images: Decode every image too.
+    """
+    from mc2.curation.verify import verify_shards
+
+    problems, summary = verify_shards(shards, images, make_engine(shards / ".logs", **engine_options))
+    for problem in problems:
+        print(problem)
+    print(f"{summary}: {f'{len(problems)} problems' if problems else 'nothing wrong'}")
+    return 1 if problems else 0
+
+
 def run(
     pool: Path,
     metadata: Path,
@@ -339,7 +355,10 @@ def main(argv: list[str]) -> int:
         "pack": pack,
         "urls": urls,
         "report": report,
+        "verify": verify,
         "run": run,
     }
-    auto_cli(components, args=argv[1:], prog="mc2 curate", as_positional=False, description="From a raw pool to balanced training shards.")
-    return 0
+    status: int | None = auto_cli(
+        components, args=argv[1:], prog="mc2 curate", as_positional=False, description="From a raw pool to balanced training shards."
+    )
+    return status or 0

@@ -12,7 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from mc2.curation.hints import declared_hint
 from mc2.curation.pair_keys import few_captions, is_utf8
@@ -97,21 +97,17 @@ def _hint(record: dict[str, Any]) -> str:
     return next((hint for field in HINT_FIELDS if (hint := declared_hint(_text(record, field)))), "")
 
 
-class _NotATarError(tarfile.TarError):
-    """Not even the first header can be read."""
-
-
 def _records(path: Path, drops: Counter[str], images: bool | Container[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Neighbouring members with the same key, as {extension: bytes}. The record in which a damaged tar breaks off is not used: nobody knows what it lacks."""
     key, files = "", dict[str, bytes]()
     try:
-        for member_key, extension, data in _members(path, images):
-            if files and member_key != key:
+        for member in tar_members(path, images):
+            if files and member.key != key:
                 yield key, files
                 files = {}
-            key = member_key
-            files[extension] = data
-    except _NotATarError:
+            key = member.key
+            files[member.extension] = member.data
+    except NotATarError:
         drops["unreadable_tar"] += 1
     except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers in a damaged header
         drops["truncated_tar"] += 1
@@ -120,8 +116,25 @@ def _records(path: Path, drops: Counter[str], images: bool | Container[str]) -> 
             yield key, files
 
 
-def _members(path: Path, images: bool | Container[str]) -> Iterator[tuple[str, str, bytes]]:
-    """(key, extension, bytes) of every file; the key is the name up to the first dot after the last slash, as webdataset splits it. Errors: tarfile.TarError."""
+# --- members of a tar ---------------------------------------------------------------------------------------------------
+
+
+class NotATarError(tarfile.TarError):
+    """Not even the first header can be read."""
+
+
+class Member(NamedTuple):
+    """A file in a tar: header and data, padded, are its bytes [offset, end). The key is the name up to the first dot after the last slash, as webdataset splits it."""
+
+    key: str
+    extension: str
+    data: bytes
+    offset: int
+    end: int
+
+
+def tar_members(path: Path, images: bool | Container[str] = True) -> Iterator[Member]:
+    """The files in their order; images that are not wanted come without their bytes. Errors: tarfile.TarError, ValueError, OverflowError for damage."""
     num_bytes = path.stat().st_size
     with open(path, "rb") as file, _open_tar(file) as tar:
         while (member := tar.next()) is not None:
@@ -135,7 +148,7 @@ def _members(path: Path, images: bool | Container[str]) -> Iterator[tuple[str, s
             key = folder + slash + stem
             wanted = images if isinstance(images, bool) else key in images
             skip = not wanted and extension.lower() in IMAGE_EXTENSIONS
-            yield key, extension.lower(), b"" if skip else _read(tar, member)
+            yield Member(key, extension.lower(), b"" if skip else _read(tar, member), member.offset, tar.offset)
         file.seek(tar.offset)
         end = file.read(_BLOCK_BYTES)
         if len(end) < _BLOCK_BYTES or any(end):  # tarfile takes damage in the middle for the end
@@ -146,7 +159,7 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
     try:
         return tarfile.open(fileobj=file, mode="r:")
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise _NotATarError(str(error)) from error
+        raise NotATarError(str(error)) from error
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
