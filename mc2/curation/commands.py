@@ -288,6 +288,7 @@ def run(
         filters: See `mc2 curate pack --help`.
     """
     from mc2.curation.balance_stage import Draws, run_balance
+    from mc2.curation.hash_stage import open_images
     from mc2.curation.match_stage import MatchSettings, run_match
     from mc2.curation.pack_plan import PackSettings
     from mc2.curation.pack_stage import run_pack
@@ -302,6 +303,8 @@ def run(
         raise ValueError(
             f"{pool}: found no images in the pool, need them for duplicates and filters; leave these out until they are downloaded"
         )
+    for folder in benchmarks or []:
+        open_images(folder, BY_NAME)  # a wrong name is found now, not after hours
     engine, matched, shards = make_engine(out / ".logs", **engine_options), out / "matched", out / "shards"
     run_match(pool, metadata, matched, MatchSettings(language, rule=rule), engine, columns)
     leave = _find_duplicates(pool, out, benchmarks or [], encoder, radius, engine, columns) if drop_duplicates else None
