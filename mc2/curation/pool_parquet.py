@@ -28,7 +28,7 @@ from mc2.records import Pair
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 << 20  # of the columns that are read, on average
 _BUFFER_BYTES = 1 << 20
-_DAMAGE = (OSError, pa.ArrowException, ValueError, OverflowError, UnicodeDecodeError)  # what Arrow raises on broken bytes
+_DAMAGE = (OSError, pa.ArrowException, ValueError, OverflowError, IndexError)  # what Arrow raises on broken bytes
 
 
 def read_parquet(path: Path, drops: Counter[str], images: bool | Container[str], columns: PoolColumns) -> Iterator[Pair]:
@@ -58,7 +58,9 @@ def _open(path: Path) -> tuple[pq.ParquetFile, pa.Schema] | None:
     """None for a file that is no parquet or has lost its footer, where everything about it stands."""
     try:
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
-        return file, file.schema_arrow
+        schema = file.schema_arrow
+        _leaves(file), str(schema)  # names that are not UTF-8 show now
+        return file, schema
     except _DAMAGE as error:
         _raise_if_of_the_disk(error)
         return None
@@ -95,13 +97,16 @@ def _group_rows(file: pq.ParquetFile, group: int, found: PoolColumns, images: bo
     If only its images are damaged, the rest of the rows come with none: whoever reads the captions alone must find the same pairs.
     """
     text = [name for name in (found.url, found.key, found.caption, found.hint) if name]
-    image = _image_leaves(file, group, found.image)
-    read_images = image and (images is not False or _may_lack_images(file, group, image))
+    image = [path for path in _leaves(file) if found.image and path in (found.image, f"{found.image}.bytes")]
     done = 0
+    try:
+        read_images = image and (images is not False or _may_lack_images(file, group, image))
+    except _DAMAGE:
+        read_images = bool(image)
     for columns in ([*text, *image], text) if read_images else (text,):
-        skip, num_rows = done, _batch_rows(file, group, columns)
+        skip = done
         try:
-            for batch in file.iter_batches(num_rows, [group], columns, use_threads=False):
+            for batch in file.iter_batches(_batch_rows(file, group, columns), [group], columns, use_threads=False):
                 rows = batch.slice(skip)
                 skip -= len(batch) - len(rows)
                 if len(rows):
@@ -182,24 +187,27 @@ def _images(rows: pa.RecordBatch, name: str | None) -> pa.Array | None:
 # --- row groups ---------------------------------------------------------------------------------------------------------
 
 
-def _image_leaves(file: pq.ParquetFile, group: int, image: str | None) -> list[str]:
-    """Paths of the columns of the file that hold the bytes of the images."""
-    row_group = file.metadata.row_group(group)
-    paths = [row_group.column(i).path_in_schema for i in range(row_group.num_columns)] if image else []
-    return [path for path in paths if path in (image, f"{image}.bytes")]
+def _leaves(file: pq.ParquetFile) -> list[str]:
+    """The columns as they lie in the file: "url", "captions.list.element", "image.bytes"."""
+    return [file.schema.column(i).path for i in range(len(file.schema))]
 
 
 def _may_lack_images(file: pq.ParquetFile, group: int, leaves: list[str]) -> bool:
     """False if the statistics of the row group say that every row has an image: then the images need not be read to know the pairs."""
-    row_group = file.metadata.row_group(group)
-    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
-    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema in leaves]
-    return not all(known is not None and known.has_null_count and known.null_count == 0 for known in statistics)
+    for i, path in enumerate(_leaves(file)):
+        chunk = file.metadata.row_group(group).column(i)
+        if path not in leaves:
+            continue
+        if chunk.physical_type != file.schema.column(i).physical_type:  # a damaged footer; Arrow aborts the process over its statistics
+            return True
+        if chunk.statistics is None or not chunk.statistics.has_null_count or chunk.statistics.null_count:
+            return True
+    return False
 
 
 def _batch_rows(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
     """Rows to read at a time, so that they take about BATCH_BYTES."""
     row_group = file.metadata.row_group(group)
-    chunks = [row_group.column(i) for i in range(row_group.num_columns)]
-    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith(tuple(columns)))
+    wanted = [i for i, path in enumerate(_leaves(file)) if path in columns or path.startswith(tuple(f"{name}." for name in columns))]
+    num_bytes = sum(row_group.column(i).total_uncompressed_size for i in wanted)
     return int(max(1, min(BATCH_ROWS, BATCH_BYTES * max(1, row_group.num_rows) // max(1, num_bytes))))
