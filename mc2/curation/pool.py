@@ -74,8 +74,8 @@ def pool_has_images(shards: Sequence[Path], columns: PoolColumns = BY_NAME) -> b
 def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True, columns: PoolColumns = BY_NAME) -> Iterator[Pair]:
     """The pairs of a shard in its order, each key once, each with captions; what is dropped is added to `drops`.
 
-    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs without one in a pool that has images; a set of keys
-    is for reading only theirs. Bytes of captions that are not UTF-8 come as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself.
+    `images=False` skips over the bytes of the images (`Pair.image` is None then), but not over pairs of a tar without one; a set of keys is for reading
+    only theirs. Bytes of captions that are not UTF-8 come as surrogate escapes (U+DC80-DCFF), so that the caption can be dropped by itself.
     Errors: OSError if the file cannot be opened, ValueError for columns that a parquet file has not.
     """
     match shard_kind(path):

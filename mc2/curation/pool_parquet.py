@@ -2,7 +2,8 @@
 
 captions   a string, or a list of strings; bytes that are not UTF-8 come as surrogate escapes
 key        if the file has none: `url_id` of the URL
-image      the bytes of the encoded image, or {bytes, path} as Hugging Face's `datasets` writes them; rows without bytes are dropped (no_image)
+image      the bytes of the encoded image, or {bytes, path} as Hugging Face's `datasets` writes them. A row without them gives a pair without an image, which
+           packing drops (broken_image): to know it earlier, all images would have to be read to match captions
 
 Neighbouring rows with the same key are one pair with the captions of all (each text once); later rows with a key that came before are dropped
 (duplicate_key). A file is read a few rows at a time, whatever the size of its row groups.
@@ -26,7 +27,7 @@ from mc2.curation.pool_columns import PoolColumns, find_columns
 from mc2.records import Pair
 
 BATCH_ROWS = 1024
-BATCH_BYTES = 16 << 20  # of the columns that are read, on average
+BATCH_BYTES = 16 << 20  # on average
 _BUFFER_BYTES = 1 << 20
 _DAMAGE = (OSError, pa.ArrowException, ValueError, OverflowError, IndexError)  # what Arrow raises on broken bytes
 
@@ -99,21 +100,20 @@ def _group_rows(file: pq.ParquetFile, group: int, found: PoolColumns, images: bo
     text = [name for name in (found.url, found.key, found.caption, found.hint) if name]
     image = [path for path in _leaves(file) if found.image and path in (found.image, f"{found.image}.bytes")]
     done = 0
-    try:
-        read_images = image and (images is not False or _may_lack_images(file, group, image))
-    except _DAMAGE:
-        read_images = bool(image)
-    for columns in ([*text, *image], text) if read_images else (text,):
+    for columns in ([*text, *image], text) if image and images is not False else (text,):
         skip = done
         try:
-            for batch in file.iter_batches(_batch_rows(file, group, columns), [group], columns, use_threads=False):
+            for batch in file.iter_batches(_batch_rows(file, group), [group], columns, use_threads=False):
                 rows = batch.slice(skip)
                 skip -= len(batch) - len(rows)
                 if len(rows):
                     pairs = _batch_pairs(rows, found, images, drops)
                     done += len(rows)
                     yield from pairs
-            return
+            if (
+                done >= file.metadata.row_group(group).num_rows
+            ):  # Arrow ends early, without an error, where a column has fewer values than there are rows
+                return
         except _DAMAGE as error:
             _raise_if_of_the_disk(error)
     drops["damaged_row_group"] += 1
@@ -131,8 +131,6 @@ def _batch_pairs(rows: pa.RecordBatch, found: PoolColumns, images: bool | Contai
         key = _key(keys[i]) if found.key else (url_id(url) if url else None)
         if key is None:
             drops["broken_record" if found.key else "no_url"] += 1
-        elif image is not None and not image[i].is_valid:
-            drops["no_image"] += 1
         else:
             wanted = images if isinstance(images, bool) else key in images
             data = image[i].as_py() or None if image is not None and wanted else None
@@ -192,22 +190,7 @@ def _leaves(file: pq.ParquetFile) -> list[str]:
     return [file.schema.column(i).path for i in range(len(file.schema))]
 
 
-def _may_lack_images(file: pq.ParquetFile, group: int, leaves: list[str]) -> bool:
-    """False if the statistics of the row group say that every row has an image: then the images need not be read to know the pairs."""
-    for i, path in enumerate(_leaves(file)):
-        chunk = file.metadata.row_group(group).column(i)
-        if path not in leaves:
-            continue
-        if chunk.physical_type != file.schema.column(i).physical_type:  # a damaged footer; Arrow aborts the process over its statistics
-            return True
-        if chunk.statistics is None or not chunk.statistics.has_null_count or chunk.statistics.null_count:
-            return True
-    return False
-
-
-def _batch_rows(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
-    """Rows to read at a time, so that they take about BATCH_BYTES."""
-    row_group = file.metadata.row_group(group)
-    wanted = [i for i, path in enumerate(_leaves(file)) if path in columns or path.startswith(tuple(f"{name}." for name in columns))]
-    num_bytes = sum(row_group.column(i).total_uncompressed_size for i in wanted)
-    return int(max(1, min(BATCH_ROWS, BATCH_BYTES * max(1, row_group.num_rows) // max(1, num_bytes))))
+def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+    """Rows to read at a time, so that all their columns take about BATCH_BYTES."""
+    row_group = file.metadata.row_group(group)  # but none of its columns: Arrow aborts the process over those of a damaged footer
+    return int(max(1, min(BATCH_ROWS, BATCH_BYTES * max(1, row_group.num_rows) // max(1, row_group.total_byte_size))))

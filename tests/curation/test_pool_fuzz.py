@@ -109,6 +109,20 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
     assert complaints > MUTATIONS // 5
 
 
+def test_damaged_footers(tmp_path: Path) -> None:
+    """Everything about a parquet stands there, and Arrow aborts the process over some of it, if it is asked."""
+    data, path = whole("snappy.parquet"), tmp_path / "0.parquet"
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for place in range(footer, len(data), 13):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x81]) + data[place + 1 :])
+        try:
+            pairs, _ = read(path, images=True)
+        except ValueError as error:
+            assert "found" in str(error)  # noqa: PT017
+            continue
+        assert [(pair.key, pair.captions) for pair in read(path, images=False)[0]] == [(pair.key, pair.captions) for pair in pairs]
+
+
 # --- captions nobody would write ----------------------------------------------------------------------------------------
 
 ODD = [

@@ -132,18 +132,13 @@ def test_a_pair_has_at_most_1000_captions(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("hugging_face", [True, False])
-@pytest.mark.parametrize("statistics", [True, False])
-def test_images(tmp_path: Path, hugging_face: bool, statistics: bool) -> None:
+def test_images(tmp_path: Path, hugging_face: bool) -> None:
     data = [b"\xff\xd8one", None, b"", b"four"]
     image = pa.array([{"bytes": value, "path": "p"} for value in data] if hugging_face else data)
-    path = written(tmp_path, {"key": list("abcd"), "image": image, "text": list("wxyz")}, write_statistics=statistics)
-    pairs, drops = read(path)
-    assert [(pair.key, pair.image) for pair in pairs] == [("a", data[0]), ("c", None), ("d", data[3])]
-    assert drops == {"no_image": 1}
-    without, drops = read(path, images=False)
-    assert [(pair.key, pair.image) for pair in without] == [("a", None), ("c", None), ("d", None)]
-    assert drops == {"no_image": 1}
-    assert [pair.image for pair in read(path, images={"d"})[0]] == [None, None, data[3]]
+    path = written(tmp_path, {"key": list("abcd"), "image": image, "text": list("wxyz")})
+    assert [(pair.key, pair.image) for pair in read(path)[0]] == [("a", data[0]), ("b", None), ("c", None), ("d", data[3])]
+    assert [(pair.key, pair.image) for pair in read(path, images=False)[0]] == [(key, None) for key in "abcd"]
+    assert [pair.image for pair in read(path, images={"d"})[0]] == [None, None, None, data[3]]
     assert pool_has_images([path])
     assert not pool_has_images([path], PoolColumns(image=""))
 
