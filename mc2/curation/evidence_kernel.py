@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mc2.curation.compiled import compiled
 from mc2.curation.fasttext_kernel import exponentials
-from mc2.curation.letters import LATIN
+from mc2.curation.letters import LATIN, OTHER_SCRIPT
 
 if TYPE_CHECKING:
     from mc2.curation.letters import Letters
@@ -146,6 +146,31 @@ def _read_caption(
 
 
 @compiled
+def _weigh_letters(
+    own: NDArray[np.float32],
+    foreign: NDArray[np.float32],
+    classes: NDArray[np.int32],
+    has_own: NDArray[np.float32],
+    against: NDArray[np.float32],
+    gains: NDArray[np.float32],
+) -> None:
+    """Takes 5 decades times the share of foreign letters from gains (C), and all from a language that has none of the letters. The others (C) are room."""
+    has_own[:] = 0
+    against[:] = 0
+    total = np.float32(0)
+    for kind in range(OTHER_SCRIPT, len(own)):
+        if classes[kind] > 0:
+            number = np.float32(classes[kind])
+            total += number
+            for c in range(len(gains)):
+                has_own[c] += own[kind, c]
+                against[c] += number * foreign[kind, c]
+    loss = np.float32(5) * _DECADE / max(total, np.float32(1))
+    for c in range(len(gains)):
+        gains[c] = gains[c] - loss * against[c] if has_own[c] > 0 else _NEVER
+
+
+@compiled
 def weigh(
     letters: Letters,
     table: WordTable,
@@ -171,20 +196,7 @@ def weigh(
         gains += hint_gains[hint_of[i]]
         row = probabilities[i]
         if len(own) > 0:
-            has_own[:] = 0
-            against[:] = 0
-            total = np.float32(0)
-            for kind in range(2, len(own)):
-                if classes[kind] > 0:
-                    number = np.float32(classes[kind])
-                    total += number
-                    for c in range(num_columns):
-                        has_own[c] += own[kind, c]
-                        against[c] += number * foreign[kind, c]
-            for c in range(num_columns):
-                gains[c] -= np.float32(5) * _DECADE * against[c] / max(total, np.float32(1))
-                if has_own[c] == 0:
-                    gains[c] = _NEVER
+            _weigh_letters(own, foreign, classes, has_own, against, gains)
         best = gains.max()
         for c in range(num_columns):
             row[c] = row[c] + _LEAST if gains[c] > _NEVER else np.float32(0)

@@ -212,7 +212,10 @@ class LanguageIdentifier:
             best = posterior[:, :num].argmax(axis=1)
         score = posterior[rows, best]
         stays = score >= max(self.settings.min_score, LEAST_SCORE)
-        first = posterior.argmax(axis=1)
-        language = np.where(stays, best, np.where(posterior[rows, first] > 0, first, -1))
-        drop = np.where(stays, 0, np.where(first < num, 1, 2))
-        return language.astype(np.int16), np.where(stays, score, posterior[rows, first]), drop.astype(np.uint8)
+        language, drop = best.astype(np.int16), np.zeros(len(captions), np.uint8)
+        rest = np.flatnonzero(~stays)
+        first = posterior[rest].argmax(axis=1)
+        score[rest] = posterior[rest, first]
+        language[rest] = np.where(score[rest] > 0, first, -1)
+        drop[rest] = np.where(first < num, DROPS.index("unknown_language"), DROPS.index("no_metadata"))
+        return language, score, drop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,10 +28,10 @@ ODD = [
 
 def sentences(count: int) -> list[str]:
     """Texts of 1 to 12 common words of 42 languages, now and then with a word of another."""
-    random = np.random.default_rng(0)
+    draw = random.Random(0)
     words = [wordfreq.top_n_list(code, 3000, "small") for code in sorted(wordfreq.available_languages("small"))]
     return [
-        " ".join(str(random.choice(words[(i if random.random() < 0.9 else i * 7) % len(words)])) for _ in range(random.integers(1, 13)))
+        " ".join(draw.choice(words[(i if draw.random() < 0.9 else i * 7) % len(words)]) for _ in range(draw.randint(1, 12)))
         for i in range(count)
     ]
 
