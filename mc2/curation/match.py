@@ -1,4 +1,4 @@
-"""Which entries occur in a caption (RECIPE 1.4): one Aho-Corasick automaton per language, all overlapping matches, ids unique.
+"""Which entries occur in captions (RECIPE 1.4): one automaton per language, all overlapping matches, ids unique.
 
 The caption gets a space at both ends and around each of , . ; : ? ! ` and an entry gets a space at an end that is a letter of a spaced script: whole words
 there, plain substrings where the script has no spaces. Two gaps of the published rule are closed by default and kept by `rule="published"`: kana count as a
@@ -10,21 +10,24 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import daachorse
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mc2 import storage
+from mc2.curation.automaton import COPY, SPACE, SPACES_AROUND, VERSION, Automaton
 from mc2.metadata.entries import Metadata
 
 MatchRule = Literal["mc2", "published"]
 
 SPACED_MARKS = ",.;:?!`"
 _SPACING = str.maketrans({"\t": " ", "\n": " ", **{mark: f" {mark} " for mark in SPACED_MARKS}})
+
+_TREATMENT_OF = {mark: SPACES_AROUND for mark in SPACED_MARKS} | {"\t": SPACE, "\n": SPACE}
+BYTE_TREATMENT = np.array([_TREATMENT_OF.get(chr(byte), COPY) for byte in range(256)], np.uint8)  # the same rule for the bytes of UTF-8
 
 # First and last code points of the scripts that are written without spaces.
 _UNSPACED = (
@@ -37,7 +40,7 @@ _KANA = ((0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))
 
 
 def spaced_caption(caption: str) -> str:
-    """The caption as the automaton reads it."""
+    """The caption as it is searched. The automaton does this by itself, by `BYTE_TREATMENT`."""
     return f" {caption.translate(_SPACING)} "
 
 
@@ -59,44 +62,39 @@ def _needs_no_space(character: str, rule: MatchRule) -> bool:
 class Matcher:
     """Entry ids of captions of one language."""
 
-    def __init__(self, automaton: daachorse.CharwiseDoubleArrayAhoCorasick) -> None:
-        self._find = automaton.find_overlapping
+    def __init__(self, automaton: Automaton) -> None:
+        self.automaton = automaton
 
     @classmethod
     def build(cls, entries: Sequence[str], rule: MatchRule = "mc2") -> Matcher:
         """The matcher of an entry list; an id is the entry's position."""
-        return cls(_build(entries, rule))
+        return cls(Automaton.build(spaced_entries(entries, rule)))
 
-    def __call__(self, caption: str) -> NDArray[np.int32]:
-        """Sorted unique ids of the entries that occur in the caption."""
-        ids = {match[2] for match in self._find(spaced_caption(caption))}
-        return np.array(sorted(ids), dtype=np.int32)
-
-
-def _build(entries: Sequence[str], rule: MatchRule) -> daachorse.CharwiseDoubleArrayAhoCorasick:
-    return daachorse.CharwiseDoubleArrayAhoCorasick(spaced_entries(entries, rule))
+    def __call__(self, captions: pa.Array, rows: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(number of ids of each caption, all ids one after the other: sorted and unique in each caption) of the captions `rows`, all by default."""
+        return self.automaton.find(captions, np.arange(len(captions)) if rows is None else rows, BYTE_TREATMENT)
 
 
 # --- the cache ----------------------------------------------------------------------------------------------------------
 
 
 def automaton_file(cache: Path, metadata: Metadata, language: str, rule: MatchRule) -> Path:
-    """Where the automaton of a language is kept: the name holds everything that it depends on."""
-    mark = storage.fingerprint([metadata.sha256[language], rule, version("daachorse")])
-    return cache / f"{language}-{mark}.daachorse"
+    """Where the automaton of a language is kept: the name ends with a mark that stands for all that it depends on."""
+    return cache / f"{language}-{_mark(metadata, language, rule)}.automaton"
 
 
-def build_automaton(cache: Path, metadata: Metadata, language: str, rule: MatchRule) -> None:
-    """Build and keep the automaton of a language, unless it is there. The library's own serialisation: plain arrays, checked when they are read."""
-    path = automaton_file(cache, metadata, language, rule)
-    if not path.exists():
-        storage.write_bytes(path, _build(metadata.entries(language), rule).serialize())
+def _mark(metadata: Metadata, language: str, rule: MatchRule) -> str:
+    return storage.fingerprint([metadata.sha256[language], rule, VERSION])
 
 
 def load_matcher(cache: Path, metadata: Metadata, language: str, rule: MatchRule) -> Matcher:
-    """The matcher of a language, from the cache or built anew where the cache has none or a broken one."""
-    path = automaton_file(cache, metadata, language, rule)
+    """The matcher of a language: its automaton is mapped from the cache, and built for it first where the cache has none, or a damaged one.
+
+    Errors: ValueError if it must be built and the entry list has changed since the metadata were built, or the disk is full.
+    """
+    path, mark = automaton_file(cache, metadata, language, rule), _mark(metadata, language, rule)
     try:
-        return Matcher(daachorse.CharwiseDoubleArrayAhoCorasick.deserialize(path.read_bytes()))
+        return Matcher(Automaton.open(path, mark))
     except (FileNotFoundError, ValueError):
-        return Matcher.build(metadata.entries(language), rule)
+        Automaton.build(spaced_entries(metadata.entries(language), rule)).save(path, mark)
+        return Matcher(Automaton.open(path, mark))

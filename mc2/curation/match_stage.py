@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +20,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.language_id import BEST, DROPS, LanguageIdentifier, LanguageSettings
-from mc2.curation.match import Matcher, MatchRule, build_automaton, load_matcher
+from mc2.curation.language_id import BEST, LanguageIdentifier, LanguageSettings
+from mc2.curation.language_id import DROPS as LANGUAGE_DROPS
+from mc2.curation.match import Matcher, MatchRule, load_matcher
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import Metadata
-from mc2.records import MATCHED_SCHEMA
+from mc2.records import MATCHED_SCHEMA, Pair
+
+DROPS = (None, "not_utf8", "empty_caption", "long_caption", "unknown_language", "no_metadata", "no_entry")
+NOT_UTF8, EMPTY, LONG, NO_ENTRY = (DROPS.index(reason) for reason in ("not_utf8", "empty_caption", "long_caption", "no_entry"))
+_DROPS_OF_LANGUAGE = np.array([DROPS.index(reason) for reason in LANGUAGE_DROPS], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -44,41 +49,112 @@ class MatchSettings:
 
 
 class CaptionMatcher:
-    """Languages and entries of captions, or the reasons of their drops. Matchers of languages are loaded when the first caption needs them."""
+    """Language and entries of captions, or the reason of their drop. Automata of languages are opened when the first caption needs them."""
 
     def __init__(self, metadata: Metadata, cache: Path, settings: MatchSettings) -> None:
         self.metadata, self.cache, self.settings = metadata, cache, settings
         self.identifier = LanguageIdentifier(metadata.sha256, settings.language)
         self._matchers: dict[str, Matcher] = {}
 
-    def __call__(self, captions: Sequence[str], hints: Sequence[str]) -> list[tuple[str, float, NDArray[np.int32], str | None]]:
-        """(language, score, entry ids, drop) of each caption."""
-        none = np.zeros(0, np.int32)
-        found: list[tuple[str, float, NDArray[np.int32], str | None]] = [("", 0.0, none, self._unreadable(caption)) for caption in captions]
-        readable = [i for i, row in enumerate(found) if row[3] is None]
-        texts, tags = pa.array([captions[i] for i in readable], pa.string()), pa.array([hints[i] for i in readable], pa.string())
-        identified = self.identifier.identify(texts, tags)
-        columns = (column.tolist() for column in (identified.language, identified.score, identified.drop))
-        for i, position, score, number in zip(readable, *columns, strict=True):
-            language, drop = self.identifier.languages[position] if position >= 0 else "", DROPS[number]
-            ids = self._matcher(language)(captions[i]) if drop is None else none
-            found[i] = (language, score, ids, drop if drop or len(ids) else "no_entry")
-        return found
+    def __call__(self, pairs: Sequence[Pair]) -> pa.Table:
+        """One row of `MATCHED_SCHEMA` for each caption of the pairs, in their order."""
+        captions = [caption for pair in pairs for caption in pair.captions]
+        numbers = np.array([len(pair.captions) for pair in pairs], np.int64)
+        pair_of = np.repeat(np.arange(len(pairs)), numbers)
+        caption_index = np.arange(len(captions)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+        texts, drop = readable_captions(captions, self.settings.max_characters)
+        hints = pa.array([pair.hint for pair in pairs], pa.string()).take(pair_of) if any(pair.hint for pair in pairs) else None
+        language, score, drop = self.identify(texts, hints, drop)
+        lengths, ids = self.match(texts, language, drop)
+        drop = np.where((drop == 0) & (lengths == 0), NO_ENTRY, drop)
+        starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+        columns = (
+            pa.array([pair.key for pair in pairs], pa.string()).take(pair_of),
+            pa.array(caption_index.astype(np.int32)),
+            pa.array(["", *self.identifier.languages]).take(language + 1),
+            pa.array(score),
+            pa.ListArray.from_arrays(starts, ids),
+            pa.array(DROPS, pa.string()).take(drop),
+        )
+        return pa.table(columns, schema=MATCHED_SCHEMA)
 
-    def _unreadable(self, caption: str) -> str | None:
-        if not caption.isascii():
-            try:
-                caption.encode()
-            except UnicodeEncodeError:
-                return "not_utf8"
-        if not caption.strip():
-            return "empty_caption"
-        return "long_caption" if len(caption) > self.settings.max_characters else None
+    def identify(
+        self, texts: pa.LargeStringArray, hints: pa.StringArray | None, drop: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.uint8]]:
+        """(language, score, drop) of N captions: position in `identifier.languages` or -1, certainty, and position in `DROPS`. Dropped ones are passed over."""
+        rows = np.flatnonzero(drop == 0)
+        if len(rows) < len(texts):
+            texts, hints = texts.take(rows), None if hints is None else hints.take(rows)
+        found = self.identifier.identify(texts, hints)
+        language, score, drop = np.full(len(drop), -1, np.int16), np.zeros(len(drop), np.float32), drop.copy()
+        language[rows], score[rows], drop[rows] = found.language, found.score, _DROPS_OF_LANGUAGE[found.drop]
+        return language, score, drop
+
+    def match(
+        self, texts: pa.LargeStringArray, language: NDArray[np.int16], drop: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(number of entries of each of N captions, their ids one after the other). Dropped captions have none."""
+        from mc2.curation.automaton_kernels import place_lists
+
+        stay = np.where(drop == 0, language, -1)
+        found = []
+        lengths = np.zeros(len(texts), np.int32)
+        for position in np.unique(stay[stay >= 0]).tolist():
+            rows = np.flatnonzero(stay == position)
+            number, ids = self._matcher(self.identifier.languages[position])(texts, rows)
+            lengths[rows] = number
+            found.append((number, ids, rows))
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        placed = np.zeros(int(lengths.sum()), np.int32)
+        for number, ids, rows in found:
+            place_lists(number, ids, rows, starts, placed)
+        return lengths, placed
 
     def _matcher(self, language: str) -> Matcher:
         if language not in self._matchers:
             self._matchers[language] = load_matcher(self.cache, self.metadata, language, self.settings.rule)
         return self._matchers[language]
+
+
+def readable_captions(captions: Sequence[str], max_characters: int) -> tuple[pa.LargeStringArray, NDArray[np.uint8]]:
+    """N captions as an Arrow array, with nothing in place of those that nobody can read, and why these are dropped (position in `DROPS`, 0: they are not)."""
+    drop = np.zeros(len(captions), np.uint8)
+    drop[[len(caption) > max_characters for caption in captions]] = LONG
+    drop[[not caption or caption.isspace() for caption in captions]] = EMPTY
+    try:
+        texts = pa.array(captions, pa.large_string())
+    except UnicodeEncodeError:
+        drop[[not _is_utf8(caption) for caption in captions]] = NOT_UTF8
+        texts = None
+    if drop.any():
+        texts = pa.array(["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)], pa.large_string())
+    return texts, drop
+
+
+def _is_utf8(caption: str) -> bool:
+    """False for a caption with a lone surrogate."""
+    if caption.isascii():
+        return True
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def batches(pairs: Iterable[Pair], max_captions: int = 1 << 15, max_characters: int = 1 << 24) -> Iterator[list[Pair]]:
+    """The pairs in lists with few enough captions and characters that a batch takes some ten megabytes; a pair alone may have more."""
+    batch: list[Pair] = []
+    num_captions, num_characters = 0, 0
+    for pair in pairs:
+        batch.append(pair)
+        num_captions += len(pair.captions)
+        num_characters += sum(map(len, pair.captions))
+        if num_captions >= max_captions or num_characters >= max_characters:
+            yield batch
+            batch, num_captions, num_characters = [], 0, 0
+    if batch:
+        yield batch
 
 
 @lru_cache(maxsize=1)  # once per process
@@ -98,7 +174,7 @@ class BuildAutomaton:
     rule: MatchRule
 
     def __call__(self, language: str) -> None:
-        build_automaton(self.cache, Metadata.open(self.metadata), language, self.rule)
+        load_matcher(self.cache, Metadata.open(self.metadata), language, self.rule)
 
 
 @dataclass(frozen=True)
@@ -116,31 +192,23 @@ class MatchShard:
         if not path.exists():
             matcher = _caption_matcher(self.metadata, self.fingerprint, self.out / ".automata", self.settings)
             drops: Counter[str] = Counter()
-            pairs = list(read_pairs(shard, drops, images=False, columns=self.columns))
-            captions = [caption for pair in pairs for caption in pair.captions]
-            found = matcher(captions, [pair.hint for pair in pairs for _ in pair.captions])
-            keys = [(pair.key, index) for pair in pairs for index in range(len(pair.captions))]
-            table = _matched_table([(*key, *row) for key, row in zip(keys, found, strict=True)]).replace_schema_metadata(
-                {"drops": json.dumps(dict(sorted(drops.items())))}
-            )
-            with storage.atomic_write(path) as file:
-                pq.write_table(table, file, compression="zstd")
+            tables = [matcher(batch) for batch in batches(read_pairs(shard, drops, images=False, columns=self.columns))]
+            write_matched(path, tables, drops)
         return matched_drops(path)
 
 
-def _matched_table(rows: list[tuple[str, int, str, float, NDArray[np.int32], str | None]]) -> pa.Table:
-    keys, indices, codes, scores, entries, drops = zip(*rows, strict=True) if rows else ([],) * 6
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in entries])]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(offsets, np.concatenate([np.zeros(0, np.int32), *entries]))
-    columns = [pa.array(keys, pa.string()), pa.array(indices, pa.int32()), pa.array(codes, pa.string()), pa.array(scores, pa.float32())]
-    return pa.table([*columns, lists, pa.array(drops, pa.string())], schema=MATCHED_SCHEMA)
+def write_matched(path: Path, tables: Sequence[pa.Table], drops: Mapping[str, int]) -> None:
+    """Write the rows of a shard: the same bytes however they were cut into tables."""
+    whole = pa.concat_tables([MATCHED_SCHEMA.empty_table(), *tables]).combine_chunks()
+    with storage.atomic_write(path) as file:
+        pq.write_table(whole.replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items())))}), file, compression="zstd")
 
 
 def matched_drops(path: Path) -> dict[str, int]:
     """Drops by reason of a matched shard: of pairs that gave no caption, and of captions."""
     table = pq.read_table(path, columns=["drop"])
     drops = Counter(json.loads(table.schema.metadata[b"drops"]))
-    drops.update(reason for reason in table["drop"].to_pylist() if reason is not None)
+    drops.update({row["values"]: row["counts"] for row in table["drop"].drop_null().value_counts().to_pylist()})
     return dict(sorted(drops.items()))
 
 
@@ -160,8 +228,7 @@ def run_match(
         if not stage.done:
             pool_has_images(shards, columns)  # checks the columns
             identifier = LanguageIdentifier(opened.sha256, settings.language)  # a wrong setting is one error
-            languages = identifier.candidates
-            engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), languages)
+            engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), identifier.candidates)
             drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings, columns), shards)
             stage.finish({"shards": len(shards), "drops": sum_drops(drops)})
         return stage.results
