@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from mc2.curation.pair_keys import SeenKeys
 from mc2.curation.pool import pool_fingerprint, pool_shards, read_pairs
 from mc2.records import DROP_REASONS, Pair
 from tests.curation.pools import image_file, record, tar_bytes
@@ -51,6 +53,46 @@ def test_where_captions_come_from(tmp_path: Path, members: list[tuple[str, bytes
     pairs, drops = read(tmp_path, tar_bytes(members))
     assert [pair.captions for pair in pairs] == [captions]
     assert not drops
+
+
+@pytest.mark.parametrize(
+    ("saved", "pair"),
+    [
+        (
+            {"url": "https://ex.org/a.jpg", "hint": "und-CH", "language": "en"},
+            Pair("a", ("text",), IMAGE, "https://ex.org/a.jpg", "und-CH"),
+        ),
+        ({"URL": "u", "LANGUAGE": "pt_br", "captions": None, "caption": "other"}, Pair("a", ("text",), IMAGE, "u", "pt-BR")),
+        ({"url": None, "lang": 7, "hint": "", "captions": ["b", "c"]}, Pair("a", ("b", "c"), IMAGE)),
+    ],
+)
+def test_what_img2dataset_saves_beside_an_image(tmp_path: Path, saved: dict[str, object], pair: Pair) -> None:
+    own = {"key": "000000001", "status": "success", "error_message": None, "width": 24, "height": 16, "exif": "{}", "sha256": "0" * 64}
+    pairs, drops = read(tmp_path, tar_bytes([("a.jpg", IMAGE), ("a.json", json.dumps(saved | own).encode()), ("a.txt", b"text")]))
+    assert (pairs, drops) == ([pair], {})
+
+
+def test_seen_keys_against_a_set() -> None:
+    rng, seen, known = random.Random(0), SeenKeys(), set[str]()
+    for _ in range(200):
+        keys = [str(rng.randrange(5000)) for _ in range(rng.randrange(80))]
+        expected = [not (key in known or known.add(key)) for key in keys]  # type: ignore[func-returns-value]
+        assert seen.first(keys).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.tar", "b.parquet"], r"found several kinds of shards \(1 \*\.tar, 1 \*\.parquet\), need one"),
+        (["x.csv", "y.csv", "z.csv", "zz.csv"], r"found no shard in the pool \(x\.csv, y\.csv, z\.csv \.\.\.\)"),
+        ([".hidden.tar"], r"found no shard in the pool \(it is empty\)"),
+    ],
+)
+def test_pools_of_nothing_or_of_several_kinds(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=message):
+        pool_shards(tmp_path)
 
 
 @pytest.mark.parametrize(
