@@ -4,7 +4,7 @@
 done.json             number of titles per language, lines, and lines left out by reason (`page_view_files.DROPS`)
 
 Files are summed in groups, each in a worker, and then the groups in one go, by DuckDB, which spills to the disk beyond its memory. So a process needs no more
-than `memory_gb` and some 300 MB, however many files and titles there are; the disk needs about a third of the files' size for the time of the run.
+than `memory_gb` and some 300 MB, however many files and titles there are; for the time of the run the disk needs about as much as the files, for the groups.
 """
 
 from __future__ import annotations
@@ -57,25 +57,28 @@ def sum_page_views(
     with storage.Stage(Path(out), "page views", inputs) as stage:
         if not stage.done:
             groups = {files[start].name: files[start : start + FILES_PER_GROUP] for start in range(0, len(files), FILES_PER_GROUP)}
-            parts = stage.folder / "parts"
+            parts = stage.folder.absolute() / "parts"  # a worker may run elsewhere
             counted = engine.map("page views", SumGroup(groups, parts, frozenset(known), memory_gb), list(groups))
             num_titles = _sum_groups(parts, groups, stage.folder, memory_gb)
             counts: Counter[str] = sum(map(Counter, counted), Counter())
             drops = {reason: counts[reason] for reason in DROPS if counts[reason]}
             stage.finish({"titles": num_titles, "lines": counts["lines"], "drops": drops})
-            shutil.rmtree(parts)
+        shutil.rmtree(stage.folder / "parts", ignore_errors=True)
     return Path(out)
 
 
 def _checked(files: Sequence[Path]) -> list[Path]:
     if not files:
         raise ValueError("page views: found no files, need at least one")
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"page views: {missing[0]} is no file ({len(missing)} of {len(files)} are missing); name files that are there")
     if len({layout(file) for file in files}) > 1:
         raise ValueError("page views: found hourly files beside daily or monthly ones, need one kind; their views would count twice")
     twice = [name for name, number in Counter(file.name for file in files).items() if number > 1]
     if twice:
         raise ValueError(f"page views: found {twice[0]} twice; name every file once")
-    return sorted(files, key=lambda file: file.name)
+    return sorted((file.absolute() for file in files), key=lambda file: file.name)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _sum_groups(parts: Path, names: Iterable[str], out: Path, memory_gb: float) 
     with _database(parts, memory_gb) as (database, scratch):
         query = f"{_SUM.format('read_parquet($parts)')} ORDER BY language, views DESC, title"
         files = [str(parts / f"{name}.parquet") for name in names]
-        database.execute(f"COPY ({query}) TO '{scratch / 'sum'}' (FORMAT parquet, COMPRESSION zstd)", {"parts": files})
+        database.execute(f"COPY ({query}) TO '{scratch / 'sum'}' (FORMAT parquet)", {"parts": files})
         for language, pieces in itertools.groupby(_one_language_each(scratch / "sum"), key=lambda piece: piece["language"][0].as_py()):
             num_titles[language] = _write(out / f"{language}.parquet", (piece.drop_columns("language") for piece in pieces))
     return num_titles

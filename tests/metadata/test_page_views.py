@@ -278,6 +278,9 @@ def test_wrong_calls(tmp_path: Path) -> None:
         sum_page_views([hour, day], tmp_path / "out", engine)
     with pytest.raises(ValueError, match=r"found pageviews-20240501-000000\.gz twice"):
         sum_page_views([hour, write_hour(tmp_path / "other", NASTY)], tmp_path / "out", engine)
+    with pytest.raises(ValueError, match=r"pageviews-20240501-user\.bz2 is no file \(1 of 2 are missing\)"):
+        sum_page_views([hour, tmp_path / "other" / day.name], tmp_path / "out", engine)
+    (tmp_path / "titles.txt").touch()
     with pytest.raises(ValueError, match=r"titles\.txt: is no page view file; need names as pageviews-20240501-130000\.gz"):
         sum_page_views([tmp_path / "titles.txt"], tmp_path / "out", engine)
     with pytest.raises(ValueError, match="found memory_gb 0"):
