@@ -9,6 +9,7 @@ V words, B buckets, D dimensions, L labels, R rows of the input matrix, O rows o
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,10 +52,9 @@ class Tree(NamedTuple):
 
 @dataclass(frozen=True)
 class FastTextModel:
-    """labels: without the prefix, as the file orders them (most frequent first). label_counts: lines of each in the training data. tree: None for softmax."""
+    """labels: without the prefix, as the file orders them (most frequent first). tree: None for softmax."""
 
     labels: tuple[str, ...]
-    label_counts: NDArray[np.int64]
     features: Features
     input_RD: NDArray[np.float32]
     output_DO: NDArray[np.float32]
@@ -107,41 +107,54 @@ class _Reader:
 def _parse(read: _Reader) -> FastTextModel:
     from mc2.curation.fasttext_kernel import build_slots, scan_dictionary
 
-    if len(read.data) < 8 or read.numbers("ii") != (_MAGIC, _VERSION):
-        raise _FormatError(f"found no fastText model of version {_VERSION}; give a .bin or .ftz file that fastText 0.2 or newer wrote")
-    arguments = dict(zip(_ARGUMENTS, read.numbers("12i"), strict=True))
-    read.numbers("d")
-    model, loss, bucket = arguments["model"], arguments["loss"], arguments["bucket"]
-    if model != _SUPERVISED or loss not in (_HIERARCHICAL, _SOFTMAX):
-        raise _FormatError(f"found model {model} with loss {loss}, need a classifier (3) with hierarchical softmax (1) or softmax (3)")
+    arguments = _arguments(read)
     size, num_words, num_labels, _, num_pruned = read.numbers("iiiqq")
     starts, ends, counts, read.at = scan_dictionary(read.data, read.at, size)
     if read.at < 0 or size != num_words + num_labels:
         raise struct.error(f"the dictionary of {num_words:,} words and {num_labels:,} labels does not end")
-    labels = [
-        read.data[s:e].tobytes().decode().removeprefix(LABEL_PREFIX) for s, e in zip(starts[num_words:], ends[num_words:], strict=True)
-    ]
+    words = (read.data[start:end].tobytes() for start, end in zip(starts, ends, strict=True))
+    end_of_line = next((i for i, word in enumerate(itertools.islice(words, num_words)) if word == b"</s>"), -1)
+    labels = [read.data[s:e].tobytes().decode(errors="replace") for s, e in zip(starts[num_words:], ends[num_words:], strict=True)]
     pruned = read.array(np.int32, 2 * max(num_pruned, 0)).reshape(-1, 2)
-    is_quantised = read.numbers("?")[0]
-    input_RD = _quantised_matrix(read) if is_quantised else _dense_matrix(read)
-    output_OD = _quantised_matrix(read) if read.numbers("?")[0] and is_quantised else _dense_matrix(read)
-    num_rows = num_words + (bucket if num_pruned < 0 else len(pruned))
+    input_RD, output_OD = _matrices(read)
+    num_rows = num_words + (arguments["bucket"] if num_pruned < 0 else len(pruned))
     if len(input_RD) < num_rows or len(output_OD) < num_labels or (pruned[:, 1] >= len(input_RD) - num_words).any():
         raise struct.error(f"matrices of {len(input_RD):,} and {len(output_OD):,} rows, need {num_rows:,} and {num_labels:,}")
     kept, kept_before = np.zeros(0, np.uint64), np.zeros(0, np.int32)
     if num_pruned >= 0:
-        order = np.argsort(pruned[:, 0])
-        kept, kept_before = _bits(pruned[order, 0], bucket)
-        input_RD = np.concatenate([input_RD[:num_words], input_RD[num_words + pruned[order, 1]]])
+        pruned = pruned[np.argsort(pruned[:, 0])]
+        kept, kept_before = _bits(pruned[:, 0], arguments["bucket"])
+        input_RD = np.concatenate([input_RD[:num_words], input_RD[num_words + pruned[:, 1]]])
     input_RD.setflags(write=False)  # as a mapped one is: numba compiles once more for what can be written
-    slots = build_slots(read.data, starts, ends)
-    end_of_line = next((i for i in range(num_words) if read.data[starts[i] : ends[i]].tobytes() == b"</s>"), -1)
-    sizes = (num_words, end_of_line, bucket, arguments["minn"], arguments["maxn"], arguments["word_ngrams"])
-    tree = _huffman_tree(counts[num_words:]) if loss == _HIERARCHICAL else None
-    output_DO = np.ascontiguousarray(output_OD[: num_labels - 1 if tree else num_labels].T)
+    sizes = (num_words, end_of_line, arguments["bucket"], arguments["minn"], arguments["maxn"], arguments["word_ngrams"])
+    tree = _huffman_tree(counts[num_words:]) if arguments["loss"] == _HIERARCHICAL else None
     return FastTextModel(
-        tuple(labels), counts[num_words:], Features(slots, read.data, starts, ends, *sizes, kept, kept_before), input_RD, output_DO, tree
+        tuple(label.removeprefix(LABEL_PREFIX) for label in labels),
+        Features(build_slots(read.data, starts, ends), read.data, starts, ends, *sizes, kept, kept_before),
+        input_RD,
+        np.ascontiguousarray(output_OD[: num_labels - 1 if tree else num_labels].T),
+        tree,
     )
+
+
+def _arguments(read: _Reader) -> dict[str, int]:
+    """What the file says of its model before the dictionary."""
+    if len(read.data) < 8 or read.numbers("ii") != (_MAGIC, _VERSION):
+        raise _FormatError(f"found no fastText model of version {_VERSION}; give a .bin or .ftz file that fastText 0.2 or newer wrote")
+    arguments = dict(zip(_ARGUMENTS, read.numbers("12i"), strict=True))
+    read.numbers("d")
+    if arguments["model"] != _SUPERVISED or arguments["loss"] not in (_HIERARCHICAL, _SOFTMAX):
+        raise _FormatError(
+            f"found model {arguments['model']} with loss {arguments['loss']}, need a classifier (3) with hierarchical softmax (1) or softmax (3)"
+        )
+    return arguments
+
+
+def _matrices(read: _Reader) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The input and the output; only a model with a quantised input has a quantised output."""
+    is_quantised = read.numbers("?")[0]
+    input_RD = _quantised_matrix(read) if is_quantised else _dense_matrix(read)
+    return input_RD, _quantised_matrix(read) if read.numbers("?")[0] and is_quantised else _dense_matrix(read)
 
 
 def _dense_matrix(read: _Reader) -> NDArray[np.float32]:

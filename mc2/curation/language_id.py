@@ -3,7 +3,7 @@
 posterior(language) ~ fastText(language) * 10^(-5 * share of foreign letters) * product over words of frequency(word, language) * hint
 
 which is Bayes' rule with the parts taken for independent. A caption without any letter of a language's scripts cannot be in that language. The parts and
-their two constants were chosen on one half of the names of emoji; `mc2 bench language-id` measures on the other half.
+their constants were chosen on one half of the names of emoji; `python -m mc2.bench.language_id` measures on the other half.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LanguageSettings:
     words: bool = True
     hint_gain: float = 10.0
     cascade: Literal["none", "lingua"] = "none"
-    cascade_below: float = 0.99
+    cascade_below: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("min_score", "cascade_below"):
