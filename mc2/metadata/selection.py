@@ -7,6 +7,7 @@ for two words that occur once, together, in the four billion of the English Wiki
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def select_ngrams(
     duckdb = _duckdb()
     scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch) as folder:
-        config = {"memory_limit": f"{memory_gb}GB", "preserve_insertion_order": "false"}
+        threads = min(os.cpu_count() or 1, max(1, int(memory_gb)))  # DuckDB asks for a gigabyte for each
+        config = {"memory_limit": f"{memory_gb}GB", "threads": str(threads), "preserve_insertion_order": "false"}
         with duckdb.connect(Path(folder) / "sum.duckdb", config=config) as db:
             try:
                 db.execute(

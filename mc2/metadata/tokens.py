@@ -23,12 +23,9 @@ UNSPACED = (
 TSHEG = "\u0f0b\u0f0c"  # parts the syllables of a Tibetan word: no punctuation, whatever Unicode says
 
 # Zero-width spaces and the Ethiopic word space part words; marks of direction and soft hyphens are not written in captions. Joiners (Persian, Indic) stay.
-_INVISIBLE = str.maketrans(
-    {
-        **dict.fromkeys("\u200b\ufeff\u1361", " "),
-        **dict.fromkeys("\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"),
-    }
-)
+_AS_SPACE = re.compile("[\u1361\u200b\ufeff]")
+_AS_NOTHING = re.compile("[\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 
 
 def is_punctuation(character: str) -> bool:
@@ -43,17 +40,17 @@ def is_unspaced(character: str) -> bool:
 
 def visible(text: str) -> str:
     """The text without invisible marks; zero-width spaces become spaces."""
-    return text if text.isascii() else text.translate(_INVISIBLE)
+    return _AS_NOTHING.sub("", _AS_SPACE.sub(" ", text))
 
 
 def pieces(text: str) -> list[str]:
     """The stretches of a text between punctuation and line ends, which no bigram crosses."""
-    return [piece for piece in _breaks().split(text) if piece and not piece.isspace()]
+    return [piece for piece in _breaks(text).split(text) if piece and not piece.isspace()]
 
 
 def simple_words(text: str) -> list[str]:
     """What white space parts, and every character of an unspaced script by itself, with a BREAK where there was punctuation or a line end."""
-    text = _breaks().sub(f" {BREAK} ", text)
+    text = _breaks(text).sub(f" {BREAK} ", text)
     return (text if text.isascii() else _unspaced().sub(r" \g<0> ", text)).split()
 
 
@@ -62,10 +59,15 @@ def join_words(first: str, second: str) -> str:
     return f"{first}{'' if is_unspaced(first[-1]) or is_unspaced(second[0]) else ' '}{second}"
 
 
-@lru_cache(maxsize=1)
-def _breaks() -> re.Pattern[str]:
-    """Punctuation and line ends; made at the first use, which takes a tenth of a second."""
-    marks = "".join(re.escape(chr(code)) for code in range(sys.maxunicode + 1) if is_punctuation(chr(code)))
+def _breaks(text: str) -> re.Pattern[str]:
+    """Punctuation and line ends. The pattern of the characters below U+10000 is a table and twelve times faster than that of all."""
+    return _breaks_below(sys.maxunicode + 1 if _ASTRAL.search(text) else 0x10000)
+
+
+@lru_cache(maxsize=2)
+def _breaks_below(end: int) -> re.Pattern[str]:
+    """Made at the first use, which takes a tenth of a second."""
+    marks = "".join(re.escape(chr(code)) for code in range(end) if is_punctuation(chr(code)))
     return re.compile(f"[{marks}{BREAK}\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 

@@ -6,7 +6,7 @@ import string
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mc2.metadata.tokens import BREAK, join_words, pieces, simple_words, visible
@@ -40,6 +40,7 @@ def without_repeated_breaks(words: list[str]) -> list[str]:
     return [word for position, word in enumerate(words) if word != BREAK or words[position - 1 : position] != [BREAK]]
 
 
+@settings(deadline=None)  # the first text with an astral character pays for a pattern
 @given(st.text(st.sampled_from(SAMPLES), max_size=30))
 def test_against_a_slow_reading(text: str) -> None:
     assert without_repeated_breaks(simple_words(text)) == without_repeated_breaks(slow_words(text))

@@ -31,7 +31,7 @@ HIDDEN = hidden_prefixes(["Datei", "Kategorie", "แฟ้ม"], ["fr", "zh-yue"
         ("[[:Kategorie:A]] und [[Star Wars: Episode|Krieg: der Sterne]]", ":Kategorie:A und Krieg: der Sterne"),
         ("[https://example.org Text davon] [https://example.org] x", "Text davon  x"),
         ("a &amp; b&nbsp;c &lt;d&gt;", "a & b\xa0c <d>"),
-        ("<small>klein</small> H<sub>2</sub>O<br />x", "klein H2Ox"),
+        ("<small>klein</small> H<sub>2</sub>O<br />x", "klein H2O\nx"),
         ("<math>\\frac{{a}}{b}</math>a<nowiki>[[b]]</nowiki>", " a "),
         ("-{简体}-字 -{zh-hans:a; zh-hant:b}-c", "简体字 c"),
         ("__NOTOC__a __kein__", "a __kein__"),
