@@ -1,10 +1,13 @@
-"""Metadata of all languages from what is installed or given: numbers, WordNet, words and pairs of words of Wikipedias, wordfreq's words, titles."""
+"""Metadata of all languages from what is installed or given: numbers, WordNet, words and pairs of words of Wikipedias, wordfreq's words, titles.
+
+Every part of a Wikipedia is counted by itself and every language is written by itself, so that a build that was stopped goes on where it was.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from mc2 import languages, storage
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import NUMBERS, Metadata, merge_entries, write_language, write_manifest
-from mc2.metadata.ngrams import count_part, count_paths, part_mark
+from mc2.metadata.ngrams import count_part, count_paths
+from mc2.metadata.page_views import read_titles, sum_page_views, viewed_languages
 from mc2.metadata.segmenters import SegmenterChoice, segmenter_name
 from mc2.metadata.selection import Limits, select_ngrams
-from mc2.metadata.unigrams import Wordlist, unigrams, wordfreq_version, wordlist_codes
-from mc2.metadata.wikipedia import Part, find_parts
+from mc2.metadata.sources import Given, Sources, check_sources, named
+from mc2.metadata.unigrams import Wordlist, unigrams
+from mc2.metadata.wikipedia import Part
+from mc2.metadata.wordnet import wordnet_names
 
 DEFAULT_LIMITS = Limits()
 
@@ -28,6 +34,8 @@ def build_metadata(
     titles: Mapping[str, Sequence[str]] | None = None,
     *,
     wikipedia: Sequence[str | Path] = (),
+    page_views: Sequence[str | Path] = (),
+    wordnet: str | Path | None = None,
     wordlist: Wordlist = "small",
     limits: Limits = DEFAULT_LIMITS,
     segmenter: SegmenterChoice = "best",
@@ -41,114 +49,62 @@ def build_metadata(
     Args:
         out: Folder to write; it may hold the unfinished or finished work of the same call.
         unigram_languages: Languages that get wordfreq's words, beside a Wikipedia's; by default all that wordfreq has and `wikipedia` has not.
-        titles: Language -> titles (of articles, of territories ...). Languages that share metadata are joined ("yue" gives to "zh").
+        titles: Language -> titles (of articles, of territories ...), all taken. Languages that share metadata are joined ("yue" gives to "zh").
         wikipedia: Files and folders with the text of Wikipedias (`wikipedia.find_parts`).
+        page_views: Page view files and folders of them, whose most viewed titles are taken (`page_views.sum_page_views`).
+        wordnet: Folder of wordnets, whose lemmas are all taken (`wordnet.wordnet_names`).
         wordlist: wordfreq's list: "small" (1.7 M words in 42 languages), "large" (8.6 M in 21), or "best" of the two for each language.
         limits: How many entries of each source.
         segmenter: Who finds the words of languages without spaces (`segmenters.words`).
-        counts: Folder for the counts of the Wikipedias' parts, `counts` in `out` by default. Another build with other limits may use them again.
+        counts: Folder for the counts of Wikipedias and page views, `counts` in `out` by default. Another build with other limits may use them again.
         memory_gb: What the sum over a language may take; beyond it the disk is used.
         engine: Counts the parts; processes of this machine by default.
         progress: Show progress bars.
 
-    Errors: ValueError for an unknown language, a language without a word list, a limit out of range, or a folder of another run.
+    Errors: ValueError for what is given wrongly (`sources.check_sources`), what is damaged, or a folder of another run.
     """
-    sources = _sources(unigram_languages, titles or {}, wikipedia, wordlist, limits, segmenter)
-    with storage.Stage(Path(out), "metadata", sources.inputs) as stage:
+    given = Given(unigram_languages, titles or {}, wikipedia, page_views, wordnet, wordlist, segmenter, limits)
+    sources = check_sources(given)
+    with storage.Stage(Path(out), "metadata", sources.inputs()) as stage:
         if not stage.done:
             folder = Path(counts) if counts else stage.folder / "counts"
-            if sources.parts:
-                _count(sources, folder, engine or LocalEngine(progress=progress))
-            builder = partial(_build_language, sources=sources, out=stage.folder, counts=folder, memory_gb=memory_gb)
-            rows = {code: builder(code) for code in _shown(sources.languages, progress)}
-            mark = write_manifest(stage.folder, rows, {**sources.inputs, "skipped": sources.skipped})
+            work = _count(sources, folder, engine or LocalEngine(progress=progress), memory_gb)
+            rows = {code: _build_language(code, sources, work, stage.folder) for code in _shown(work.languages(sources), progress)}
+            files = {"page_views": named(sources.page_views), "wordnet": named(sources.wordnet_files())}
+            mark = write_manifest(stage.folder, rows, {**sources.inputs(), "skipped": sources.skipped, "files": files})
             stage.finish({"fingerprint": mark, "languages": len(rows), "skipped": sources.skipped})
     return Metadata.open(out)
-
-
-# --- what is given ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """All that the entries depend on. `parts`: mark -> part, of Wikipedias whose language is known; `skipped`: code -> bytes of the others."""
-
-    wordfreq: list[str]
-    wordlist: Wordlist
-    titles: dict[str, list[str]]
-    parts: dict[str, Part]
-    skipped: dict[str, int]
-    limits: Limits
-    segmenter: SegmenterChoice
-    inputs: storage.JSON = field(default_factory=dict)
-
-    @property
-    def languages(self) -> list[str]:
-        return sorted({*self.wordfreq, *self.titles, *(_language(part) for part in self.parts.values())})
-
-    def of(self, language: str) -> dict[str, Part]:
-        return {mark: part for mark, part in self.parts.items() if _language(part) == language}
-
-
-def _language(part: Part) -> str:
-    return languages.wikipedia_language(part.code) or languages.OTHER
-
-
-def _sources(
-    unigram_languages: Sequence[str] | None,
-    titles: Mapping[str, Sequence[str]],
-    wikipedia: Sequence[str | Path],
-    wordlist: Wordlist,
-    limits: Limits,
-    segmenter: SegmenterChoice,
-) -> _Sources:
-    parts, skipped = {}, dict[str, int]()
-    for part in find_parts(wikipedia):
-        if _language(part) == languages.OTHER:
-            skipped[part.code] = skipped.get(part.code, 0) + part.end - part.start
-        else:
-            parts[part_mark(part, segmenter)] = part
-    wordfreq = _wordfreq_languages(unigram_languages, wordlist, {_language(part) for part in parts.values()})
-    titles_of = _titles_by_language(titles)
-    inputs: storage.JSON = {
-        "unigram_languages": wordfreq,
-        "titles": storage.fingerprint(titles_of),
-        "wordlist": wordlist,
-        "wordfreq": wordfreq_version(),
-        "wikipedia": storage.fingerprint(sorted(parts)),
-        "segmenter": segmenter,
-        "limits": asdict(limits),
-    }
-    return _Sources(wordfreq, wordlist, titles_of, parts, skipped, limits, segmenter, inputs)
-
-
-def _wordfreq_languages(wanted: Sequence[str] | None, wordlist: Wordlist, have_wikipedia: Iterable[str]) -> list[str]:
-    available = wordlist_codes(wordlist)
-    if wanted is None:
-        return sorted(set(available) - set(have_wikipedia))
-    codes = sorted({languages.metadata_code(code) for code in wanted})
-    missing = [code for code in codes if code not in available]
-    if missing:
-        raise ValueError(
-            f"metadata: wordfreq has no {wordlist!r} list for {', '.join(missing)}; need some of {', '.join(sorted(available))}"
-        )
-    return codes
-
-
-def _titles_by_language(titles: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    joined: dict[str, list[str]] = {}
-    for code in sorted(titles):
-        if isinstance(titles[code], str):
-            raise ValueError(f"metadata: found one string as the titles of {code!r}, need a list of strings")
-        joined.setdefault(languages.metadata_code(code), []).extend(titles[code])
-    return joined
 
 
 # --- counting -----------------------------------------------------------------------------------------------------------
 
 
-def _count(sources: _Sources, folder: Path, engine: Engine) -> None:
-    """Count all parts that are not counted. What a worker needs to know of them lies beside the counts: it may be on another machine."""
+@dataclass(frozen=True)
+class _Work:
+    """What was counted and read: the folder of the Wikipedias' counts, the folder of the titles' views, the names of wordnets by language."""
+
+    counts: Path
+    views: Path | None
+    wordnet: Mapping[str, Sequence[str]]
+    memory_gb: float
+
+    def languages(self, sources: Sources) -> list[str]:
+        viewed = viewed_languages(self.views) if self.views else {}
+        return sorted({*sources.languages, *viewed, *self.wordnet} - {languages.OTHER})
+
+
+def _count(sources: Sources, folder: Path, engine: Engine, memory_gb: float) -> _Work:
+    """Count all parts and page views that are not counted."""
+    if sources.parts:
+        _count_parts(sources, folder, engine)
+    views = None
+    if sources.page_views:
+        views = sum_page_views(sources.page_views, folder / f"views.{storage.fingerprint(named(sources.page_views))}", engine)
+    return _Work(folder, views, wordnet_names(sources.wordnet) if sources.wordnet else {}, memory_gb)
+
+
+def _count_parts(sources: Sources, folder: Path, engine: Engine) -> None:
+    """What a worker needs to know of the parts lies beside the counts: it may be on another machine."""
     plan = {
         part.name: {"mark": mark, **asdict(part), "paths": [str(path.absolute()) for path in part.paths]}
         for mark, part in sources.parts.items()
@@ -173,45 +129,52 @@ def _plan(path: str) -> Any:
 # --- one language -------------------------------------------------------------------------------------------------------
 
 
-def _build_language(code: str, sources: _Sources, out: Path, counts: Path, memory_gb: float) -> storage.JSON:
+def _build_language(code: str, sources: Sources, work: _Work, out: Path) -> storage.JSON:
     """Write a language and its row of the manifest, `<code>.json`; a language that has them is left as it is."""
-    path = out / f"{code}.json"
+    path, limits = out / f"{code}.json", sources.limits
     row: storage.JSON = storage.read_json(path) if path.exists() else {}
     if not row or not _is_whole(out / f"{code}.txt", row["sha256"]):
-        words, wikipedia = _wikipedia_words(code, sources, counts, memory_gb)
+        parts = sources.parts_of(code)
+        one, two = _wikipedia_words(code, parts, work, limits)
         if code in sources.wordfreq:
-            words["unigrams"] = [
-                *words.get("unigrams", ()),
-                *unigrams(code, sources.wordlist, sources.limits.wordfreq_fraction, sources.limits.max_unigrams),
-            ]
-        merged = merge_entries({"numbers": NUMBERS, **words, "titles": sources.titles.get(code, ())})
-        row = {**write_language(out, code, merged), **wikipedia}
+            one += unigrams(code, sources.wordlist, limits.wordfreq_fraction, limits.max_unigrams)
+        candidates = {
+            "numbers": NUMBERS,
+            "wordnet": work.wordnet.get(code, ()),
+            "unigrams": one,
+            "bigrams": two,
+            "titles": [*sources.titles.get(code, ()), *_viewed_titles(code, work.views, limits)],
+        }
+        row = write_language(out, code, merge_entries(candidates))
+        if parts:
+            row["wikipedia"] = _origin(parts, work.counts, sources.segmenter)
         storage.write_json(path, row)
     return row
 
 
-def _wikipedia_words(code: str, sources: _Sources, counts: Path, memory_gb: float) -> tuple[dict[str, list[str]], storage.JSON]:
-    """Unigrams and bigrams of a language's Wikipedias, and what they were taken from."""
-    parts = sources.of(code)
+def _wikipedia_words(code: str, parts: Mapping[str, Part], work: _Work, limits: Limits) -> tuple[list[str], list[str]]:
+    """Unigrams and bigrams of the Wikipedias of a language."""
     if not parts:
-        return {}, {}
-    words, pairs = zip(*(count_paths(counts, mark) for mark in parts), strict=True)
-    one, two = select_ngrams(words, pairs, code, sources.limits, memory_gb, counts / "scratch")
+        return [], []
+    words, pairs = zip(*(count_paths(work.counts, mark) for mark in parts), strict=True)
+    return select_ngrams(words, pairs, code, limits, work.memory_gb, work.counts / "scratch")
+
+
+def _viewed_titles(code: str, views: Path | None, limits: Limits) -> list[str]:
+    if views is None:
+        return []
+    fraction, least = (1.0, limits.english_min_views) if code == "en" else (limits.title_fraction, 0)
+    return [title for title, _ in read_titles(views, code, fraction, limits.max_titles, least)]
+
+
+def _origin(parts: Mapping[str, Part], counts: Path, segmenter: SegmenterChoice) -> storage.JSON:
+    """What the words of a language were taken from, for the manifest."""
     counted = [storage.read_json(counts / f"{mark}.json") for mark in parts]
-    files = sorted(
-        {
-            (path.name if part.form == "dump" else f"{path.parent.name}/{path.name}", path.stat().st_size)
-            for part in parts.values()
-            for path in part.paths
-        }
-    )
-    return {"unigrams": one, "bigrams": two}, {
-        "wikipedia": {
-            "segmenters": {wiki: segmenter_name(wiki, sources.segmenter) for wiki in sorted({part.code for part in parts.values()})},
-            "articles": sum(count["articles"] for count in counted),
-            "words": sum(count["words"] for count in counted),
-            "files": [{"name": name, "bytes": size} for name, size in files],
-        }
+    return {
+        "segmenters": {wiki: segmenter_name(wiki, segmenter) for wiki in sorted({part.code for part in parts.values()})},
+        "articles": sum(count["articles"] for count in counted),
+        "words": sum(count["words"] for count in counted),
+        "files": named(sorted({path for part in parts.values() for path in part.paths})),
     }
 
 

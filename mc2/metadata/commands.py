@@ -16,6 +16,8 @@ DEFAULT_LIMITS = Limits()
 def build(
     out: Path,
     wikipedia: list[str] | str | None = None,
+    page_views: list[str] | str | None = None,
+    wordnet: Path | None = None,
     titles: Path | None = None,
     unigram_languages: list[str] | None = None,
     wordlist: Wordlist = "small",
@@ -26,19 +28,21 @@ def build(
     progress: bool = True,
     **engine_options: Any,
 ) -> None:
-    """Entry lists of all languages: numbers, the words and pairs of words of the Wikipedias that you give, wordfreq's words for the other languages, titles.
+    """Entry lists of all languages: numbers, wordnets, the words and pairs of words of the Wikipedias that you give, wordfreq's words for the others, titles.
 
     Args:
         out: Folder to write.
         wikipedia: A file or folder with the text of Wikipedias, or many, as [dumps/, de=folder]: dumps (dewiki-20240501-pages-articles-multistream.xml.bz2, which are
             read in parallel), wikiextractor's folders, parquet with a column text. The language is in the name, or given before "=".
+        page_views: A folder of Wikimedia's page view files (pageviews-20240501-130000.gz), or many: the most viewed titles of every language are taken.
+        wordnet: Folder of wordnets: NLTK's omw-1.4 and wordnet, or those of the wn package.
         titles: JSON file {language: [title, ...]} of more entries: titles of articles, names of places or products.
         unigram_languages: Languages that get wordfreq's words, as [de, ja]; by default all 42 but those of the Wikipedias.
         wordlist: wordfreq's list: "small" (30,000 to 60,000 words a language, 42 languages), "large" (21 languages), or "best" of the two for each language.
         limits: How many entries of each source.
         segmenter: Who finds the words of languages without spaces: "best" is one package for each (`pip install 'mc2[segment]'`), "icu" one fast dictionary for
             all, "simple" takes every character for a word.
-        counts: Folder for the counts of the Wikipedias, `counts` in OUT by default. Another build with other limits may use it again.
+        counts: Folder for the counts of Wikipedias and page views, `counts` in OUT by default. Another build with other limits may use it again.
         memory_gb: Memory for the sum over one language; beyond it the disk is used. A process that counts takes less than 1 GB.
         progress: Show progress bars.
     """
@@ -55,6 +59,8 @@ def build(
         unigram_languages,
         given,
         wikipedia=[wikipedia] if isinstance(wikipedia, str) else wikipedia or (),
+        page_views=[page_views] if isinstance(page_views, str) else page_views or (),
+        wordnet=wordnet,
         wordlist=wordlist,
         limits=limits,
         segmenter=segmenter,

@@ -2,6 +2,7 @@
 
 <language>.txt               sorted UTF-8 entries, one a line; an entry's id is the number of its line
 <language>.sources.parquet   the source of each entry, in the same order
+<language>.json              the language's row of the manifest
 manifest.json                per language the number of entries, SHA-256, sources and drops; one fingerprint for all
 """
 
@@ -108,7 +109,7 @@ class Metadata:
         return data.decode().split("\n")[:-1]
 
 
-def write_language(folder: Path, language: str, merged: EntryList) -> dict[str, object]:
+def write_language(folder: Path, language: str, merged: EntryList) -> storage.JSON:
     """Write the list and the sources of a language; returns its row of the manifest."""
     data = "".join(f"{entry}\n" for entry in merged.entries).encode()
     storage.write_bytes(folder / f"{language}.txt", data)

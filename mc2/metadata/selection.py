@@ -1,4 +1,4 @@
-"""Which words and pairs of a language become entries (RECIPE 1.2): fractions, caps, both published rankings of pairs. Ties go by code point, so that the result
+"""How many entries a language gets, and which words and pairs of a Wikipedia become entries (RECIPE 1.2): fractions, caps, both published rankings of pairs. Ties go by code point, so that the result
 is a function of the counts alone.
 
 PMI = ln(c12 N / (c1 c2)) in nats; c1, c2, c12 counts of the words and of the pair, N the number of all words. The published "PMI > 30" cannot be a logarithm: even
@@ -63,13 +63,6 @@ class Limits:
 def share(total: int, fraction: float, most: int) -> int:
     """How many of a ranked list are taken."""
     return min(most, round(total * fraction))
-
-
-def select_titles(titles: Sequence[tuple[str, int]], language: str, limits: Limits) -> list[str]:
-    """The most viewed titles; `titles` are (title, views), most viewed first."""
-    if language == "en":
-        return [title for title, views in titles if views >= limits.english_min_views][: limits.max_titles]
-    return [title for title, _ in titles[: share(len(titles), limits.title_fraction, limits.max_titles)]]
 
 
 def select_ngrams(

@@ -1,4 +1,4 @@
-"""Selection of n-grams and titles against slow versions with Counter and math, on counts that were spilled in pieces."""
+"""Selection of n-grams against slow versions with Counter and math, on counts that were spilled in pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mc2.metadata.ngrams import count_batch, write_counts
-from mc2.metadata.selection import BigramRanking, Limits, select_ngrams, select_titles
+from mc2.metadata.selection import BigramRanking, Limits, select_ngrams
 from mc2.metadata.tokens import BREAK
 
 Words = Counter[str]
@@ -123,14 +123,6 @@ def test_caps(tmp_path: Path) -> None:
     words_path, pairs_path = written(corpus(3), tmp_path, "a")
     one, two = select_ngrams([words_path], [pairs_path], "en", Limits(english_min_count=1, max_unigrams=7, max_bigrams=5), 0.5, tmp_path)
     assert (len(one), len(two)) == (7, 5)
-
-
-def test_titles() -> None:
-    titles = [(f"T{i}", 100 - i) for i in range(50)]
-    assert select_titles(titles, "de", Limits()) == [f"T{i}" for i in range(38)]  # 76 % of 50
-    assert select_titles(titles, "de", Limits(max_titles=3)) == ["T0", "T1", "T2"]
-    assert select_titles(titles, "en", Limits()) == [f"T{i}" for i in range(31)]  # T30 has 70 views
-    assert select_titles(titles, "en", Limits(max_titles=2)) == ["T0", "T1"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import itertools
 import json
@@ -20,9 +21,10 @@ import pytest
 
 from mc2.cli import main
 from mc2.engines.local import LocalEngine
-from mc2.metadata.build import _wordfreq_languages, build_metadata
+from mc2.metadata.build import build_metadata
 from mc2.metadata.entries import Metadata
 from mc2.metadata.selection import Limits
+from mc2.metadata.sources import wordfreq_languages
 from mc2.metadata.unigrams import wordlist_codes
 from tests.metadata.dumps import write_dump
 from tests.metadata.test_selection import slow_bigrams
@@ -46,6 +48,7 @@ def sentences(code: str, seed: int, number: int) -> list[str]:
     return [joint.join(vocabulary[int(rng.random() ** 2 * len(vocabulary))] for _ in range(6)) + end for _ in range(number)]
 
 
+TITLES = {"A": 40, "B": 20, "C": 18, "D": 17, "E": 1}  # views of an hour and domain: four times as many in all
 TEXTS = {code: {f"T{i}": sentences(code, i, 3) for i in range(25)} for code in VOCABULARIES}
 
 
@@ -61,9 +64,40 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(dumps: Path, tmp_path_factory: pytest.TempPathFactory) -> Metadata:
+def page_views(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hours of views: "domain title views size"; a mobile domain counts with the desktop one, titles with ":" are dropped."""
+    folder = tmp_path_factory.mktemp("views")
+    lines = [
+        f"{domain} {title}_{code} {views} 0"
+        for code in ("de", "en", "th")
+        for domain in (code, f"{code}.m")
+        for title, views in TITLES.items()
+    ]
+    for hour in ("13", "14"):
+        with gzip.open(folder / f"pageviews-20240501-{hour}0000.gz", "wt", encoding="utf-8") as file:
+            file.write("\n".join([*lines, "de Spezial:Suche 900 0", "commons.m Main_Page 900 0"]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wordnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wordnets")
+    (folder / "wn-data-deu.tab").write_text("# x\n00001740-n\tlemma\tSee\n00001741-n\tdeu:lemma\tGroßer_Fuchs\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(dumps: Path, page_views: Path, wordnets: Path, tmp_path_factory: pytest.TempPathFactory) -> Metadata:
+    out = tmp_path_factory.mktemp("whole") / "out"
     return build_metadata(
-        tmp_path_factory.mktemp("whole") / "out", ["is"], wikipedia=[dumps], limits=LIMITS, engine=LocalEngine(1, False), progress=False
+        out,
+        ["is"],
+        wikipedia=[dumps],
+        page_views=[page_views],
+        wordnet=wordnets,
+        limits=LIMITS,
+        engine=LocalEngine(1, False),
+        progress=False,
     )
 
 
@@ -106,8 +140,12 @@ def test_against_a_slow_derivation(built: Metadata, code: str) -> None:
     ]
     found = by_source(built, code)
     assert found["numbers"] == {str(number) for number in range(100)}
-    assert found["unigrams"] == set(unigrams)
+    lemmas = {"See", "Großer Fuchs"} if code == "de" else set()
+    assert found.get("wordnet", set()) == lemmas
+    assert found["unigrams"] == set(unigrams) - lemmas
     assert found.get("bigrams", set()) == set(bigrams) - set(unigrams)
+    titles = {"de": ["A de", "B de", "C de", "D de"], "en": ["A en", "B en", "C en"], "zh": []}[code]  # 76 % of five; 70 views in English
+    assert found.get("titles", set()) == set(titles)
     assert len(unigrams) > 5
     assert len(bigrams) > 5 or code == "en"
 
@@ -120,7 +158,7 @@ def test_all_languages_have_words_and_nothing_that_is_no_prose(built: Metadata) 
     assert {"日本", "東京"} <= set(built.entries("ja"))
 
 
-def test_the_manifest_says_what_each_language_came_from(built: Metadata, dumps: Path) -> None:
+def test_the_manifest_says_what_each_language_came_from(built: Metadata, dumps: Path, page_views: Path) -> None:
     from mc2 import storage
 
     manifest = storage.read_json(built.folder / "manifest.json")
@@ -129,19 +167,22 @@ def test_the_manifest_says_what_each_language_came_from(built: Metadata, dumps: 
     assert german["files"] == [{"name": name, "bytes": (dumps / name).stat().st_size}]
     assert (german["articles"], german["words"]) == (25, 25 * 3 * 6)
     assert re.fullmatch(r"jieba [\d.]+", manifest["languages"]["zh"]["wikipedia"]["segmenters"]["zh"])
-    assert list(manifest["inputs"]["skipped"]) == ["ary"]
+    assert manifest["inputs"]["skipped"] == ["ary"]
+    views = [{"name": path.name, "bytes": path.stat().st_size} for path in sorted(page_views.iterdir())]
+    assert manifest["inputs"]["files"]["page_views"] == views
+    assert manifest["inputs"]["files"]["wordnet"][0]["name"] == "wn-data-deu.tab"
     assert "wikipedia" not in manifest["languages"]["is"]
     assert manifest["languages"]["is"]["sources"]["unigrams"] > 1000
 
 
 def test_the_same_bytes_with_more_workers_and_other_parts(
-    built: Metadata, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Metadata, dumps: Path, page_views: Path, wordnets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = {"wikipedia": [dumps], "limits": LIMITS, "progress": False}
-    two = build_metadata(tmp_path / "two", ["is"], engine=LocalEngine(2, False), **arguments)  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"wikipedia": [dumps], "page_views": [page_views], "wordnet": wordnets, "limits": LIMITS, "progress": False}
+    two = build_metadata(tmp_path / "two", ["is"], engine=LocalEngine(2, False), **arguments)
     assert files(two.folder) == files(built.folder)
     monkeypatch.setattr("mc2.metadata.wikipedia.find_parts.__defaults__", (500,))
-    cut = build_metadata(tmp_path / "cut", ["is"], engine=LocalEngine(1, False), **arguments)  # type: ignore[arg-type]
+    cut = build_metadata(tmp_path / "cut", ["is"], engine=LocalEngine(1, False), **arguments)
     assert len(list((cut.folder / "counts").glob("*.words.parquet"))) > len(list((two.folder / "counts").glob("*.words.parquet")))
     assert cut.sha256 == built.sha256
 
@@ -158,7 +199,7 @@ def test_counts_are_used_again_with_other_limits(built: Metadata, dumps: Path, t
 
 def test_wordfreq_serves_the_languages_without_a_wikipedia(dumps: Path, tmp_path: Path) -> None:
     with_wikipedia = ["fi", "de"]
-    assert _wordfreq_languages(None, "small", with_wikipedia) == sorted(set(wordlist_codes("small")) - set(with_wikipedia))
+    assert wordfreq_languages(None, "small", with_wikipedia) == sorted(set(wordlist_codes("small")) - set(with_wikipedia))
     (finnish,) = dumps.glob("fiwiki*")
     both = build_metadata(tmp_path, ["is", "fi"], wikipedia=[finnish], engine=LocalEngine(1, False), progress=False)
     assert both.num_entries["fi"] > 10_000
