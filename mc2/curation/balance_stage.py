@@ -8,6 +8,7 @@ balance.json         the whole arithmetic: pool, languages, captions, matches, t
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -37,8 +38,8 @@ def count_shard(shard: MatchedShard, counts: EntrySums) -> Numbers:
     matched = dict(zip(shard.languages, np.bincount(shard.language, minlength=len(shard.languages)).tolist(), strict=True))
     rows = {code: {"captions": number, "matched": matched.get(code, 0)} for code, number in shard.identified.items()}
     total = {"pairs": shard.num_pairs, "pairs_matched": len(shard.keys), "pool_captions": shard.num_captions}
-    total["duplicate_pairs"] = sum(shard.duplicates.values())
-    return {"languages": rows, "total": total}
+    total |= {"duplicate_pairs": sum(shard.duplicates.values()), "duplicate_captions": shard.duplicate_captions}
+    return {"languages": rows, "total": total, "caption_drops": shard.caption_drops}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def run_balance(
             expected, kept = add_up("keep", np.float64, KeepShard(out, stage.fingerprint, draws))
             fingerprints = {"metadata": opened.fingerprint, "matched": done["fingerprint"], "duplicates": without}
             summary = {"fingerprints": fingerprints, "draws": vars(draws), "drops": done["results"]["drops"]}
-            balanced.save(out, opened.entries, expected, summary | _summary(done["results"]["shards"], counted, kept))
+            counted["total"]["shards"] = done["results"]["shards"]
+            balanced.save(out, opened.entries, expected, summary | _summary(counted, kept, balanced, expected))
             shutil.rmtree(out / ".sums", ignore_errors=True)
             stage.finish({})
     value: dict[str, Any] = storage.read_json(out / "balance.json")
@@ -144,18 +146,32 @@ def run_balance(
 
 
 SUMMED = ("captions", "matched", "expected_captions", "drawn_captions", "expected_pairs", "drawn_pairs")
+USUAL_TAIL_SHARE = 0.06  # of the published runs
 
 
-def _summary(num_shards: int, counted: Numbers, kept: Numbers) -> dict[str, Any]:
-    """The rows of the languages, and their sums together with what is known of the pool as a whole."""
-    nothing = dict.fromkeys((*SUMMED, "pairs_variance"), 0)
-    rows = {code: {**nothing, **counted["languages"][code], **kept["languages"].get(code, {})} for code in sorted(counted["languages"])}
-    total = {
-        "shards": num_shards,
-        **counted["total"],
-        **kept["total"],
-        **{name: sum(row[name] for row in rows.values()) for name in SUMMED},
-    }
+def _summary(
+    counted: Numbers, kept: Numbers, balanced: balance.Balance, expected_counts: Mapping[str, balance.FloatArray]
+) -> dict[str, Any]:
+    """The rows of the languages, their sums, and what is known of the pool as a whole."""
+    rows: dict[str, dict[str, Any]] = {}
+    for code, language in balanced.languages.items():
+        expected, head = expected_counts.get(code, np.zeros(len(language.counts))), language.counts > language.threshold
+        rows[code] = {
+            **dict.fromkeys((*SUMMED, "pairs_variance"), 0),
+            **counted["languages"][code],
+            **kept["languages"].get(code, {}),
+            **language.arithmetic(),
+            "expected_head_matches": float(expected[head].sum()),
+            "expected_tail_matches": float(expected[~head].sum()),
+        }
+    names = rows[next(iter(rows))].keys() - {"threshold", "pairs_variance"} if rows else ()
+    total = {**counted["total"], **kept["total"], **{name: sum(row[name] for row in rows.values()) for name in sorted(names)}}
     for row in (total, *rows.values()):
         row["pairs_deviation"] = sqrt(row.pop("pairs_variance"))
-    return {"total": total, "languages": rows}
+    english = balanced.languages.get("en")
+    return {
+        "usual_english_threshold": balance.head_threshold(english.counts, USUAL_TAIL_SHARE) + 1 if english else None,
+        "total": total,
+        "caption_drops": dict(sorted(counted["caption_drops"].items())),
+        "languages": rows,
+    }

@@ -26,7 +26,8 @@ class MatchedShard:
     keys: [P]. pair: [C] number of the pair, ascending. caption_index: [C] place in the pair. language: [C] number in `languages`.
     lengths: [C] number of entries. entry_ids: [M] of all captions one after the other.
     num_pairs, num_captions: of the file, with those that do not stay. identified: captions per language, with those without an entry.
-    duplicates: pairs with matched captions that leave as duplicates, by reason; none of their captions stays.
+    duplicates: pairs with matched captions that leave as duplicates, by reason; none of their captions stays, duplicate_captions in number.
+    caption_drops: of captions by reason.
     """
 
     keys: Sequence[str]
@@ -40,6 +41,8 @@ class MatchedShard:
     num_captions: int
     identified: Mapping[str, int]
     duplicates: Mapping[str, int]
+    duplicate_captions: int
+    caption_drops: Mapping[str, int]
 
     @classmethod
     def read(cls, path: Path, duplicates: Path | None = None) -> MatchedShard:
@@ -66,8 +69,10 @@ class MatchedShard:
             pc.list_flatten(stay["entries"]).to_numpy(),
             pc.count_distinct(table["key"]).as_py(),
             len(table),
-            {row["values"]: row["counts"] for row in pc.value_counts(identified).to_pylist()},
+            _value_counts(identified),
             leave,
+            drop.null_count - len(stay),
+            _value_counts(drop.drop_null()),
         )
 
     @property
@@ -94,3 +99,7 @@ def _numbered(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
     encoded = column.combine_chunks().dictionary_encode()
     values: list[str] = encoded.dictionary.to_pylist()
     return values, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mc2 import languages, storage
+from mc2.curation.duplicates import REASONS as DUPLICATE_REASONS
 from mc2.curation.report_figure import draw_figure
 
 NOT_IDENTIFIED = ("empty_caption", "not_utf8", "long_caption")  # drops before the language identification
@@ -46,8 +48,10 @@ def write_report(
         if matched is None:
             raise ValueError("report: found a truth without matched captions, need both; give the folder of `mc2 curate match`")
         _add_agreement(report, Path(matched), Path(truth))
+    matched_drops = report["drops"]
     if shards is not None:
         _add_packed(report, Path(shards))
+    report["ways"] = ways(report, matched_drops)
     storage.write_json(out / "report.json", report)
     draw_figure(report, balance, out / "report.png")
     if show:
@@ -64,6 +68,31 @@ def _add_packed(report: dict[str, Any], shards: Path) -> None:
     report["total"]["packed_pairs"] = sum(shard["num_pairs"] for shard in manifest["shards"])
     report["total"]["replaced_images"] = manifest["replaced"]
     report["drops"] = manifest["drops"]
+
+
+# A way: what there is at the beginning, then each loss as a negative number, and in between and last what is left.
+Way = list[tuple[str, int]]
+
+
+def ways(report: Mapping[str, Any], matched_drops: Mapping[str, int]) -> dict[str, Way]:
+    """How the captions and the pairs of the pool become those that are matched and packed. `matched_drops`: those before balancing."""
+    total, lost = report["total"], Counter(report["caption_drops"])
+    no_entry = lost.pop("no_entry", 0)
+    captions: Way = [("in the pool", total["pool_captions"]), *((reason, -number) for reason, number in lost.items())]
+    captions += [
+        ("in a language with metadata", total["captions"]),
+        ("no_entry", -no_entry),
+        ("of duplicates", -total["duplicate_captions"]),
+    ]
+    captions += [("matched", total["matched"])]
+    no_captions = total["pairs"] - total["pairs_matched"] - total["duplicate_pairs"]
+    pairs: Way = [("in the pool", total["pairs"]), ("no_captions", -no_captions), ("duplicates", -total["duplicate_pairs"])]
+    pairs += [("matched", total["pairs_matched"])]
+    if "packed_pairs" in total:
+        packing = Counter(report["drops"]) - Counter(matched_drops)
+        pairs += [(reason, -number) for reason, number in sorted(packing.items()) if reason not in ("no_captions", *DUPLICATE_REASONS)]
+        pairs += [("packed", total["packed_pairs"])]
+    return {"captions": [step for step in captions if step[1]], "pairs": [step for step in pairs if step[1]]}
 
 
 # --- agreement of the language identification with the truth ------------------------------------------------------------
@@ -115,10 +144,14 @@ COLUMNS = (
     ("tail share", "tail_share", ".1%"),
     ("threshold", "threshold", ",d"),
     ("head entries", "head_entries", ",d"),
-    ("kept (expected)", "expected_captions", ",.0f"),
-    ("pairs an epoch", "expected_pairs", ",.0f"),
-    ("packed", "packed_captions", ",d"),
+    ("captions kept\n(expected)", "expected_captions", ",.0f"),
+    ("captions kept\n(drawn)", "drawn_captions", ",d"),
+    ("pairs an epoch\n(expected)", "expected_pairs", ",.0f"),
+    ("pairs an epoch\n(drawn)", "drawn_pairs", ",d"),
+    ("captions\npacked", "packed_captions", ",d"),
 )
+ESSENTIAL = ("captions", "matched", "threshold", "expected_pairs", "drawn_pairs")
+WIDE = 150  # characters of a terminal that has room for all columns
 
 
 def print_table(report: Mapping[str, Any], max_rows: int = 40) -> None:
@@ -126,17 +159,21 @@ def print_table(report: Mapping[str, Any], max_rows: int = 40) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
     rows = sorted(report["languages"].items(), key=lambda item: (-item[1]["captions"], item[0]))
     columns = [column for column in COLUMNS if any(column[1] in row for _, row in rows)]
-    table = Table(
-        title=_title(report), caption=_footer(report, len(rows) - max_rows), show_footer=True, title_justify="left", caption_justify="left"
-    )
+    columns = [column for column in columns if console.width >= WIDE or column[1] in ESSENTIAL]
+    table = Table(title=_title(report), show_footer=True, title_justify="left")
     table.add_column("language", "all")
     for heading, key, spec in columns:
         table.add_column(heading, _cell(report["total"].get(key), spec), justify="right")
     for code, row in rows[:max_rows]:
         table.add_row(f"{code} {row['name']}", *(_cell(row.get(key), spec) for _, key, spec in columns))
-    Console().print(table)
+    console.print(table)
+    if len(rows) > max_rows:
+        console.print(f"{len(rows) - max_rows} more languages in report.json.", highlight=False)
+    for line in footer(report):
+        console.print(line, highlight=False)
 
 
 def _cell(value: float | None, spec: str) -> str:
@@ -147,6 +184,32 @@ def _title(report: Mapping[str, Any]) -> str:
     return f"Curation: tail share p = {report['tail_share']:.2%} of the matches, English threshold {report['english_threshold']:,} ({report['english_rule']})"
 
 
-def _footer(report: Mapping[str, Any], hidden: int) -> str:
-    drops = ", ".join(f"{reason} {number:,}" for reason, number in report["drops"].items()) or "none"
-    return f"{f'{hidden} more languages in report.json. ' if hidden > 0 else ''}Drops: {drops}."
+def footer(report: Mapping[str, Any]) -> list[str]:
+    """The ways of captions and pairs as sums, what balancing keeps, the drops, and advice where the threshold is far from the published runs'."""
+    total, draws = report["total"], report["draws"]
+    lines = [f"{name.capitalize()}: {_sum(report['ways'][name])}." for name in ("captions", "pairs")]
+    drawn = (
+        f"{total['drawn_pairs']:,} drawn (seed {draws['seed']}, epoch {draws['epoch']}; standard deviation {total['pairs_deviation']:,.0f})"
+    )
+    lines += [f"Kept in an epoch: {total['expected_pairs']:,.0f} pairs expected, {drawn}."]
+    lines += [f"Drops: {', '.join(f'{reason} {number:,}' for reason, number in report['drops'].items()) or 'none'}."]
+    return lines + [advice for advice in [threshold_advice(report)] if advice]
+
+
+def _sum(way: Way) -> str:
+    """ "10 in the pool - 1 no_entry = 9 matched" """
+    words = [f"{number:,} {what}" for what, number in way[:1]]
+    words += [f"- {-number:,} {what}" if number < 0 else f"= {number:,} {what}" for what, number in way[1:]]
+    return " ".join(words)
+
+
+def threshold_advice(report: Mapping[str, Any]) -> str:
+    """What to set where the tail holds far more or less of the matches than in the published runs; "" where it is as usual."""
+    share, usual = report["tail_share"], report["usual_english_threshold"]
+    if 0.02 <= share <= 0.2 or usual is None or usual == report["english_threshold"]:
+        return ""
+    effect = "less" if share > 0.2 else "more"
+    return (
+        f"The tail holds {share:.1%} of the matches, in the published runs about 6 %: balancing thins out {effect} than theirs. "
+        f"--english_threshold {usual} would give 6 % here."
+    )

@@ -75,16 +75,25 @@ def _sorted(counts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _draw_languages(axes: Axes, report: Mapping[str, Any]) -> None:
-    """One row per language: captions, matched, kept, as nested bars; the agreement of the language identification is written beside them."""
+    """One row per language: captions, matched, kept, as nested bars, and a dot for what is really drawn; the agreement of the language identification is beside.
+
+    Of many languages the largest, and in the last row the others together.
+    """
     rows = [item for item in report["languages"].items() if item[1]["captions"]]
-    rows = sorted(rows, key=lambda item: (-item[1]["captions"], item[0]))[:NUM_BARS]
+    rows = sorted(rows, key=lambda item: (-item[1]["captions"], item[0]))
+    if len(rows) > NUM_BARS:
+        others = rows[NUM_BARS - 1 :]
+        sums = {key: sum(row.get(key, 0) for _, row in others) for key in ("captions", "matched", "expected_captions", "drawn_captions")}
+        rows = [*rows[: NUM_BARS - 1], (f"{len(others)} more", sums)]
     position = np.arange(len(rows))[::-1]
     for key, colour, height, label in (
         ("captions", BEFORE, 0.82, "captions"),
         ("matched", MATCHED, 0.52, "with an entry"),
-        ("expected_captions", AFTER, 0.22, "kept by balancing (expected)"),
+        ("expected_captions", AFTER, 0.22, "kept (expected)"),
     ):
         axes.barh(position, [row.get(key, 0) for _, row in rows], height, color=colour, label=label)
+    drawn = [row.get("drawn_captions", 0) or np.nan for _, row in rows]
+    axes.plot(drawn, position, "o", color=INK, markersize=3, label="kept (drawn)")
     axes.set_yticks(position, [code for code, _ in rows])
     axes.set(xscale="log", xlabel="captions")
     axes.set_xlim(left=max(0.8, 0.5 * min((row.get("expected_captions") or 1 for _, row in rows), default=1)))
@@ -92,7 +101,8 @@ def _draw_languages(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_ylim(-0.8, len(rows) - 0.2)
     if any("id_agreement" in row for _, row in rows):
         _write_agreement(axes, [row.get("id_agreement") for _, row in rows], position)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
+    (dots, *bars), labels = axes.get_legend_handles_labels()
+    axes.legend([*bars, dots], [*labels[1:], labels[0]], frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4)
 
 
 def _write_agreement(axes: Axes, shares: list[float | None], position: NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mc2 import storage
 from mc2.cli import main
-from mc2.curation.report import write_report
+from mc2.curation.report import threshold_advice, write_report
 from tests.curation.pools import CAPTIONS
 
 TRUTH = ["en", "de", "ja", "en", "de", None, "", "en", "de", "en", "de", "ja", "en", "fr"]  # of CAPTIONS in order
@@ -72,9 +72,50 @@ def test_the_table(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("COLUMNS", "180")
     write_report(done / "balance", tmp_path, shards=done / "shards")
     printed = capsys.readouterr().out
-    for text in ("tail share p =", "en English", "ja Japanese", "kept (expected)", "Drops: broken_image 3, empty_caption 3"):
+    for text in ("tail share p =", "en English", "ja Japanese", "captions kept", "(drawn)", "Drops: broken_image 3, empty_caption 3"):
         assert text in printed
+    assert "Pairs: 15 in the pool = 15 matched - 3 broken_image = 12 packed.\n" in printed
     assert "id agrees" not in printed
+    monkeypatch.setenv("COLUMNS", "80")
+    write_report(done / "balance", tmp_path)
+    narrow = capsys.readouterr().out
+    assert "captions kept" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow
+
+
+def test_ways_add_up(done: Path) -> None:
+    """From one number to the next that is left, the losses between them make the difference; and all are known from elsewhere."""
+    report = storage.read_json(done / "curation" / "report.json")
+    for way in report["ways"].values():
+        left = 0
+        for number, (what, change) in enumerate(way):
+            if number and change > 0:
+                assert change == left, (what, way)
+            left = change if change > 0 else left + change
+    captions, pairs = dict(report["ways"]["captions"]), dict(report["ways"]["pairs"])
+    assert captions["in the pool"] == 3 * sum(map(len, CAPTIONS))
+    assert captions["matched"] == sum(row["matched"] for row in report["languages"].values())
+    assert (pairs["in the pool"], pairs["broken_image"], pairs["packed"]) == (15, -3, 12)
+    assert {reason: -number for way in (captions, pairs) for reason, number in way.items() if number < 0} == report["drops"]
+
+
+def test_totals_are_the_sums_of_the_languages(done: Path) -> None:
+    report = storage.read_json(done / "curation" / "report.json")
+    rows, total = report["languages"].values(), report["total"]
+    not_summed = {"name", "threshold", "tail_share", "true_captions", "id_agreement", "pairs_deviation"}
+    names = {name for row in rows for name in row} - not_summed
+    assert {"matches", "head_matches", "tail_entries", "expected_tail_matches", "drawn_pairs", "packed_captions"} <= names
+    for name in names:
+        assert total[name] == pytest.approx(sum(row.get(name, 0) for row in rows)), name
+
+
+@pytest.mark.parametrize(("share", "advice"), [(0.06, ""), (0.9, "thins out less than theirs"), (0.001, "thins out more than theirs")])
+def test_advice_on_the_threshold(share: float, advice: str) -> None:
+    given = threshold_advice({"tail_share": share, "usual_english_threshold": 7, "english_threshold": 170_000})
+    assert advice in given
+    assert bool(given) == bool(advice)
+    assert not given or "--english_threshold 7 would give 6 % here" in given
 
 
 def test_reports_of_nothing(done: Path, tmp_path: Path) -> None:

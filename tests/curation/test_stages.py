@@ -17,7 +17,7 @@ from PIL import Image
 
 from mc2 import storage
 from mc2.curation.balance import Balance, draw_caption, keep_probability
-from mc2.curation.balance_stage import run_balance
+from mc2.curation.balance_stage import Draws, run_balance
 from mc2.curation.language_id import LanguageSettings
 from mc2.curation.match_stage import MatchSettings, run_match
 from mc2.curation.pack_plan import PackSettings
@@ -139,6 +139,32 @@ def test_offline_shards_hold_what_the_loader_would_draw(done: Path) -> None:
         + manifest["drops"]["broken_image"]
         == 15
     )
+
+
+def test_the_balance_counts_what_offline_packing_draws(metadata: Path, tmp_path: Path) -> None:
+    """A pool of one caption over and over: most pairs are balanced away, by the same draws in both stages."""
+    (tmp_path / "pool").mkdir()
+    for shard in range(2):
+        texts = [(f"{shard}-{pair}", "the house by the sea") for pair in range(20)] + [(f"{shard}-fox", "a fox in the snow")]
+        members = [member for key, text in texts for member in record(key, [text, text], b"" if key == "0-3" else image_file())]
+        (tmp_path / "pool" / f"{shard}.tar").write_bytes(tar_bytes(members))
+    run_match(tmp_path / "pool", metadata, tmp_path / "matched", engine=HERE)
+    balance, settings = tmp_path / "balance", PackSettings("offline", seed=2, epoch=1, shard_pairs=5)
+    value = run_balance(tmp_path / "matched", metadata, balance, tail_share=0.0, engine=HERE, draws=Draws(seed=2, epoch=1))
+    manifest = run_pack(tmp_path / "pool", tmp_path / "matched", balance, tmp_path / "shards", settings, HERE)
+    assert 10 < manifest.drops["balanced_away"] < 40
+    assert value["total"]["drawn_pairs"] == 42 - manifest.drops["balanced_away"]
+    assert value["total"]["drawn_pairs"] == manifest.num_pairs + manifest.drops.get("broken_image", 0)
+    probabilities = Balance.load(balance).probabilities
+    captions = {
+        row["key"]: row["entries"] for path in sorted((tmp_path / "matched").glob("*.parquet")) for row in pq.read_table(path).to_pylist()
+    }
+    drawn = {
+        key
+        for key, ids in captions.items()
+        if draw_caption(key, [PackedCaption("", "en", tuple(ids))] * 2, probabilities, 2, 1) is not None
+    }
+    assert set(packed(tmp_path / "shards")) == drawn - {"0-3"}
 
 
 def test_manifest_and_index_tell_the_truth(done: Path, pool: Path) -> None:
