@@ -288,6 +288,7 @@ def run(
         filters: See `mc2 curate pack --help`.
     """
     from mc2.curation.balance_stage import Draws, run_balance
+    from mc2.curation.hamming import check_radius
     from mc2.curation.hash_stage import open_images
     from mc2.curation.match_stage import MatchSettings, run_match
     from mc2.curation.pack_plan import PackSettings
@@ -303,8 +304,11 @@ def run(
         raise ValueError(
             f"{pool}: found no images in the pool, need them for duplicates and filters; leave these out until they are downloaded"
         )
-    for folder in benchmarks or []:
-        open_images(folder, BY_NAME)  # a wrong name is found now, not after hours
+    check_radius(radius)
+    for folder in benchmarks or []:  # what is wrong with a folder or a filter is found now, not after hours
+        open_images(folder, BY_NAME)
+    for factory in filters or []:
+        factory()
     engine, matched, shards = make_engine(out / ".logs", **engine_options), out / "matched", out / "shards"
     run_match(pool, metadata, matched, MatchSettings(language, rule=rule), engine, columns)
     leave = _find_duplicates(pool, out, benchmarks or [], encoder, radius, engine, columns) if drop_duplicates else None

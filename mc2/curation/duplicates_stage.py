@@ -3,7 +3,7 @@
 <shard>.parquet   `records.DUPLICATES_SCHEMA`: the pairs of a pool shard that leave
 done.json         their number by reason, and the overlap by benchmark
 
-One process sorts the hashes of all images: 100 bytes of memory for each, 10 GB for a pool of 100 million.
+One process sorts the hashes of all images: 120 bytes of memory for each, 12 GB for a pool of 100 million, and 100 bytes for each pair of close ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mc2 import storage
 from mc2.curation.duplicates import REASONS, STAYS, BoolArray, ImageHashes, Verdicts, find_duplicates
+from mc2.curation.hamming import check_radius
 from mc2.curation.hash_stage import hashed_path
 from mc2.records import DUPLICATES_SCHEMA
 
@@ -92,13 +93,14 @@ def run_duplicates(
     radius: int = 3,
     matched: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Find exact and near duplicates of a pool, and its overlap with benchmarks. Returns what `duplicates.json` holds.
+    """Find exact and near duplicates of a pool, and its overlap with benchmarks. Returns {"images", "drops": by reason, "benchmark_overlap": by benchmark}.
 
     hashes: folder of `mc2 curate hash` of the pool; benchmarks: such folders of benchmarks, made with the same encoder and seed. matched: folder of
     `mc2 curate match`; then pairs without a matched caption take no part, so that the image that stays is one that can be packed.
 
     Errors: ValueError for folders that do not belong together, and for a radius that is out of range.
     """
+    check_radius(radius)
     hashes, out, matched = Path(hashes), Path(out), Path(matched) if matched is not None else None
     pool, others = HashedShards.open(hashes), [HashedShards.open(Path(folder)) for folder in benchmarks]
     inputs = _inputs(hashes, [other.folder for other in others], radius, matched)

@@ -27,11 +27,10 @@ _BATCH = 1 << 22  # candidates compared at once
 def close_pairs(hashes: HashArray, radius: int, max_pairs: int = 1 << 28) -> PairArray:
     """(P, 2) positions i < j of all pairs that differ in at most `radius` bits, in lexicographic order.
 
-    Memory: 40 bytes for each hash and each pair. Errors: ValueError for a radius below 0 or above 8 (the choices grow with C(b, r)), and for more pairs than
+    Memory: 40 bytes for each hash, 100 for each pair while they are sorted. Errors: ValueError for a radius below 0 or above 8 (the choices grow with C(b, r)), and for more pairs than
     `max_pairs`.
     """
-    if not 0 <= radius <= MAX_RADIUS:
-        raise ValueError(f"near duplicates: found a radius of {radius} bits, need 0 to {MAX_RADIUS} of {NUM_BITS}")
+    check_radius(radius)
     masks = block_masks(len(hashes), radius)
     found: list[PairArray] = [np.zeros((0, 2), np.int64)]
     num_pairs = 0
@@ -52,6 +51,12 @@ def close_pairs(hashes: HashArray, radius: int, max_pairs: int = 1 << 28) -> Pai
                 )
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def check_radius(radius: int) -> None:
+    """Errors: ValueError for a radius that is out of range."""
+    if not 0 <= radius <= MAX_RADIUS:
+        raise ValueError(f"near duplicates: found a radius of {radius} bits, need 0 to {MAX_RADIUS} of {NUM_BITS}")
 
 
 def block_masks(num_hashes: int, radius: int) -> list[np.uint64]:

@@ -89,7 +89,6 @@ class LooseImages:
         return path.relative_to(self.folder).as_posix()
 
 
-@lru_cache(maxsize=4)  # a folder is listed once per process
 def open_images(folder: Path, columns: PoolColumns) -> ImageSource:
     """The pool in a folder, or else the image files under it. Errors: ValueError if there is neither, and for a pool of text."""
     if folder.is_dir() and not any(shard_kind(path) for path in folder.iterdir()):
@@ -97,6 +96,14 @@ def open_images(folder: Path, columns: PoolColumns) -> ImageSource:
         if loose.shards:
             return loose
     return PoolImages(folder, columns)
+
+
+@lru_cache(maxsize=1)  # a folder is listed once per process
+def _images_once(folder: Path, columns: PoolColumns, fingerprint: str) -> ImageSource:
+    source = open_images(folder, columns)
+    if source.fingerprint != fingerprint:
+        raise ValueError(f"{folder}: has changed under the running job; run `mc2 curate hash` again into an empty folder")
+    return source
 
 
 def decode(data: bytes, edge: int, max_pixels: int) -> Image.Image | str:
@@ -141,12 +148,13 @@ class HashShard:
     encoder: bytes | None  # pickled factory; without one nothing is decoded
     settings: HashSettings
     columns: PoolColumns
+    fingerprint: str  # of the images
 
     def __call__(self, shard: str) -> dict[str, int]:
         path = hashed_path(self.out, shard)
         if not path.exists():
             counts: Counter[str] = Counter(images=0)
-            images = open_images(self.folder, self.columns).images(shard)
+            images = _images_once(self.folder, self.columns, self.fingerprint).images(shard)
             parts = list(iter(lambda: self._table(list(islice(images, _BATCH)), counts), None))
             table = pa.concat_tables([HASHED_SCHEMA.empty_table(), *parts]).replace_schema_metadata({"counts": json.dumps(counts)})
             with storage.atomic_write(path) as file:
@@ -206,7 +214,7 @@ def run_hash(
     inputs = {"pool": source.fingerprint, "encoder": identity, **vars(settings), "columns": vars(columns)}
     with storage.Stage(out, "hash", inputs) as stage:
         if not stage.done:
-            shard = HashShard(pool, out, None if encoder is None else pickled("encoder", encoder), settings, columns)
+            shard = HashShard(pool, out, None if encoder is None else pickled("encoder", encoder), settings, columns, source.fingerprint)
             counts = sum_drops(engine.map("hash", shard, source.shards))
             stage.finish({"shards": list(source.shards), "images": counts.pop("images"), "drops": counts})
         return stage.results

@@ -47,8 +47,9 @@ class DctEncoder(ImageEncoder):
     """The lowest frequencies of a small copy of the image: finds re-encoded and resized copies, not pictures of the same thing. Needs no weights.
 
     The image is squashed to 32 x 32 pixels; of the cosine transform of its brightness the 8 x 8 lowest frequencies are taken without the mean, and 4 x 4 of
-    each of its colours. Each is multiplied by its frequency, because the amplitudes of natural images fall with it. D = 95. It is a stand-in that works
-    anywhere, not the unknown model of the published run.
+    each of its colours. Each is multiplied by its frequency, because the amplitudes of natural images fall with it. D = 95. Copies differ in 0 to
+    4 bits, photographs of different things in 16 and more; drawings that differ in a detail only (one emoji in two skin tones) count as copies. It is a stand-in
+    that works anywhere, not the unknown model of the published run.
     """
 
     edge = 2 * _THUMBNAIL

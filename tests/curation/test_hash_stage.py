@@ -188,6 +188,15 @@ def test_image_files_and_tars_of_a_benchmark(tmp_path: Path) -> None:
     assert tars == [{**files[1], "key": "a"}]
 
 
+def test_images_that_come_later_are_another_run(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "1.jpg").write_bytes(image_file(1))
+    assert run_hash(tmp_path / "files", tmp_path / "out", MeanColour, engine=HERE)["images"] == 1
+    (tmp_path / "files" / "2.jpg").write_bytes(image_file(2))
+    with pytest.raises(ValueError, match=r"belongs to another run \(pool: found"):
+        run_hash(tmp_path / "files", tmp_path / "out", MeanColour, engine=HERE)
+
+
 def test_a_pool_of_text_and_no_pool(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table({"url": ["https://example.org/a.jpg"], "caption": ["a fox"]}), tmp_path / "text" / "0.parquet")
@@ -271,6 +280,7 @@ def test_folders_that_do_not_belong_together(copies: Path, pool: Path, metadata:
             run_duplicates(copies / "pool_hashes", copies / "out", [copies / name for name in benchmarks], 3, matched and copies / matched)
     with pytest.raises(ValueError, match="found a radius of 9 bits"):
         run_duplicates(copies / "pool_hashes", copies / "out", radius=9)
+    assert not (copies / "out").exists()
 
 
 def test_the_commands(copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
