@@ -184,6 +184,7 @@ class Stage:
         self.inputs: JSON = json.loads(json.dumps({"stage": name, "mc2": __version__, **inputs}))
         self.fingerprint = fingerprint(self.inputs)
         self._lock: IO[bytes] | None = None
+        self._alone = False  # the lock is held
 
     def __enter__(self) -> Self:
         with _writable(self.folder):
@@ -211,6 +212,7 @@ class Stage:
                 raise
             warnings.warn(f"{self.folder}: the file system has no locks; take care that no other job writes here", stacklevel=3)
             return  # and the temporary files may be another job's
+        self._alone = True
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         lock.flush()
@@ -218,6 +220,8 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         assert self._lock is not None
+        if self._alone:
+            remove_stale(self.folder)  # of workers that were killed and replaced
         self._lock.close()
 
     def _check_inputs(self) -> None:

@@ -53,7 +53,11 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(errno.ENOSPC, "file: the disk is full; free some space"), (errno.EROFS, "file: cannot be written .* give a folder")],
+    [
+        (errno.ENOSPC, "file: the disk is full; free some space"),
+        (errno.EFBIG, "file: the disk is full; free some space"),
+        (errno.EROFS, "file: cannot be written .* give a folder"),
+    ],
 )
 def test_a_full_or_read_only_disk_is_one_line_with_the_cure(
     code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +110,7 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     other.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(ValueError, match="another job is writing here"):
+        with pytest.raises(ValueError, match=rf"another job is writing here \(process {other.pid} on "):
             Stage(tmp_path, "pack", {}).__enter__()
     finally:
         leave.set()
@@ -117,3 +121,40 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 
 def test_experiments_are_found_beside_the_package() -> None:
     assert (storage.experiments() / "quickstart.yaml").is_file()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    """Under the lock, in the stage's own folder and its caches; another stage's folder is its own business."""
+    with Stage(tmp_path / "other", "match", {}):
+        leftovers = [tmp_path / ".a.json.1f.tmp", tmp_path / ".cache" / ".b.2e.tmp", tmp_path / "other" / ".c.tar.3d.tmp"]
+        for path in [*leftovers, tmp_path / "whole.tmp"]:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"half")
+        with Stage(tmp_path, "run", {}):
+            assert [path.exists() for path in leftovers] == [False, False, True]
+            leftovers[0].write_bytes(b"half")  # of a worker that is killed now
+        assert not leftovers[0].exists()
+        assert (tmp_path / "whole.tmp").exists()
+    assert not leftovers[2].exists()
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    (tmp_path / ".a.json.1f.tmp").write_bytes(b"half")
+    with (
+        pytest.warns(UserWarning, match="the file system has no locks; take care that no other job writes here"),
+        Stage(tmp_path, "run", {}) as stage,
+    ):
+        stage.finish({})
+    assert stage.done
+    assert (tmp_path / ".a.json.1f.tmp").exists()  # it may be the other job's
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file" / "out", Path("/sys/kernel/mc2")):  # the second one: not even by root
+        with pytest.raises(ValueError, match=r"cannot be written \(.*\); give a folder that you may write to"):
+            Stage(folder, "run", {}).__enter__()

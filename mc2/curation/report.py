@@ -52,6 +52,7 @@ def write_report(
     if shards is not None:
         _add_packed(report, Path(shards))
     report["ways"] = ways(report, matched_drops)
+    storage.remove_stale(out)
     storage.write_json(out / "report.json", report)
     draw_figure(report, balance, out / "report.png")
     if show:

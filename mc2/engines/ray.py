@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import socket
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from functools import partial
 from typing import Any
 
 from mc2.engines.engine import Item, Outcome, Result, Schedule, attempt, encoded, gather
+
+CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class RayEngine:
         address = self.settings.address or os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network that nobody asked for
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning otherwise
+        if address:
+            check_reachable(address)
         own: dict[str, Any] = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -103,6 +108,17 @@ def _outcome(ray: Any, reference: Any, schedule: Schedule, position: int) -> Out
     except ray.exceptions.RayError as error:  # worker, node or object lost, or out of memory
         return schedule.died(position, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return outcome
+
+
+def check_reachable(address: str) -> None:
+    """Errors: ValueError if nobody listens at host:port, for which Ray itself would wait for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and other words that Ray looks up
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"engine: no Ray at {address} ({error.strerror or error}); start one, or leave out --ray.address") from error
 
 
 def run_there(function: Callable[[Any], Any], item: Any, folder: str) -> bytes:

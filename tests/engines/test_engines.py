@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,24 +21,20 @@ KINDS = ["here", "local", "ray", "slurm"]
 Making = Callable[[str], Engine]
 
 
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Making]:
-    """An engine of a kind; they live as long as the module, because a Ray takes seconds to start."""
-    with contextlib.ExitStack() as stack:
-        ray_engine: list[RayEngine] = []
+@pytest.fixture
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Making:
+    """An engine of a kind."""
 
-        def engine(kind: str) -> Engine:
-            if kind in ("here", "local"):
-                return LocalEngine(1 if kind == "here" else 2, progress=False)
-            if kind == "slurm":
-                logs = tmp_path_factory.mktemp("slurm")
-                return SlurmEngine(logs, SlurmSettings(items_per_task=5, cluster="local"), workers=2, progress=False)
-            if not ray_engine:
-                ray_engine.append(RayEngine(RaySettings(), workers=2, progress=False))
-                stack.callback(ray_engine[0].close)
-            return ray_engine[0]
+    def engine(kind: str) -> Engine:
+        if kind == "ray":
+            running: RayEngine = request.getfixturevalue("ray_engine")
+            return running
+        if kind == "slurm":
+            settings = SlurmSettings(items_per_task=5, cluster="local")
+            return SlurmEngine(tmp_path_factory.mktemp("slurm"), settings, workers=2, progress=False)
+        return LocalEngine(1 if kind == "here" else 2, progress=False)
 
-        yield engine
+    return engine
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,7 +140,7 @@ def test_options_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_a_missing_package_is_named_with_its_extra(engine: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"the package {package} is not installed; run `pip install 'mc2\[{engine}\]'`"):
         make_engine(tmp_path, engine)  # type: ignore[arg-type]
 
