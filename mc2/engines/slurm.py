@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pickle
 import shutil
+import subprocess
 import time
 import uuid
 from collections import Counter, deque
@@ -23,7 +24,8 @@ from mc2.engines.engine import Item, Outcome, Result, gather
 from mc2.engines.local import ProcessPool
 
 POLL_SECONDS = {"slurm": 5.0, "local": 0.1}
-ASK_SECONDS = 60.0  # between two questions to SLURM for tasks that ended without a word
+QUEUE_SECONDS = 15.0  # between two looks at SLURM's queue, for tasks that ended without a word
+SIGNAL_SECONDS = 30  # before the limit, for an orderly end
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,33 @@ class SlurmEngine:
         size = self.settings.items_per_task
         waiting = deque(tuple(range(start, min(start + size, len(items)))) for start in range(0, len(items), size))
         running: list[_Task] = []
-        deaths, asked = Counter[int](), time.monotonic()
+        deaths, looked = Counter[int](), time.monotonic()
+        queued: set[str] | None = None
         try:
             while waiting or running:
                 running += self._submit(name, function, items, waiting, room=self._room() - len(running))
                 time.sleep(POLL_SECONDS[self.settings.cluster])
-                if time.monotonic() - asked > ASK_SECONDS:
-                    asked = time.monotonic()
-                    running[0].job.done(force_check=True)  # one question for all; submitit by itself would wait for ten minutes
+                if time.monotonic() - looked > QUEUE_SECONDS:
+                    looked, queued = time.monotonic(), _queued()
                 for task in list(running):
-                    ended = task.job.done()  # first, because what is written before the end is read after it
+                    ended = self._ended(task, queued)  # first, because what is written before the end is read after it
                     yield from task.new_outcomes()
                     if ended:
                         running.remove(task)
                         task.path.unlink(missing_ok=True)
                         yield from self._retry(task, items, deaths, waiting)
+                queued = None
         finally:
             for task in running:  # Ctrl-C, SIGTERM, or closed before its end
                 task.job.cancel(check=False)
             while self.settings.cluster == "local" and not all(task.job.done() for task in running):
                 time.sleep(POLL_SECONDS["local"])  # for children of ours
+
+    def _ended(self, task: _Task, queued: set[str] | None) -> bool:
+        """`queued`: what waits or runs, if that is known. Not submitit's `done`: it asks the accounting, which many clusters do not have."""
+        if self.settings.cluster == "local":
+            return bool(task.job.done())
+        return task.job.paths.result_pickle.exists() or (queued is not None and task.job.job_id not in queued)
 
     def _room(self) -> int:
         """How many tasks may be submitted. SLURM itself limits how many of an array run at once; the local executor does not."""
@@ -134,6 +143,7 @@ class SlurmEngine:
             timeout_min=settings.time_minutes,
             mem_gb=settings.mem_gb,
             cpus_per_task=settings.cpus_per_task,
+            slurm_signal_delay_s=SIGNAL_SECONDS,
             slurm_array_parallelism=self.workers or 1000,
             slurm_additional_parameters=dict(settings.extra),
             **({} if settings.partition is None else {"slurm_partition": settings.partition}),
@@ -153,12 +163,18 @@ class SlurmEngine:
         deaths.update(left[:begun] if task.finished else left)
         for position in left:
             if deaths[position] >= self.attempts:
-                how = f"its task died {deaths[position]} times; the last: {task.job.state}, log {task.job.paths.stderr}"
+                how = f"its task died {deaths[position]} times; see {task.job.paths.stderr}"
                 yield position, Outcome(error=ChildProcessError(f"{items[position]}: {how}"))
         again = [position for position in left if deaths[position] < self.attempts]
         waiting.extend((position,) for position in again if position in left[:begun])
         if others := tuple(position for position in again if position not in left[:begun]):
             waiting.append(others)
+
+
+def _queued() -> set[str] | None:
+    """The ids of this user's tasks that wait or run, as "17_3"; None if SLURM does not answer."""
+    answer = subprocess.run(["squeue", "--me", "--array", "--noheader", "--format=%i"], capture_output=True, text=True, check=False)
+    return set(answer.stdout.split()) if answer.returncode == 0 else None
 
 
 # --- outcomes on the disk -----------------------------------------------------------------------------------------------
