@@ -63,6 +63,8 @@ def build_metadata(
 
     Errors: ValueError for what is given wrongly (`sources.check_sources`), what is damaged, or a folder of another run.
     """
+    if memory_gb < 0.5:
+        raise ValueError(f"metadata: found memory_gb {memory_gb}, need at least 0.5")
     given = Given(unigram_languages, titles or {}, wikipedia, page_views, wordnet, wordlist, segmenter, limits)
     sources = check_sources(given)
     with storage.Stage(Path(out), "metadata", sources.inputs()) as stage:

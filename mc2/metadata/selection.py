@@ -84,6 +84,8 @@ def select_ngrams(
                 return _unigrams(db, language, limits), _bigrams(db, language, limits)
             except duckdb.Error as error:
                 raise ValueError(f"metadata: summing the counts of {language} failed ({error})") from error
+            except RuntimeError as error:  # what DuckDB makes of Ctrl-C
+                raise KeyboardInterrupt from error
 
 
 _PAIRS = """

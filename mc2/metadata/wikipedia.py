@@ -94,12 +94,21 @@ def _given(source: str | Path) -> tuple[Path, str | None]:
 def _files(root: Path, given: str | None) -> Iterator[_File]:
     if not root.exists():
         raise ValueError(f"{root}: not found; {_NEED}")
-    below = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    below = (Path(folder) / name for folder, names in _walk(root) for name in names)
     paths = [root] if root.is_file() else list(below)
     found = [file for path in sorted(paths) if (file := _known_file(path, root, given))]
     if not found:
         raise ValueError(f"{root}: holds no text of a Wikipedia; {_NEED}")
     yield from found
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the names of their files, without what a stage of ours has written there (counts of words are parquet, too)."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if "inputs.json" in names:
+            folders.clear()
+        else:
+            yield folder, names
 
 
 def _known_file(path: Path, root: Path, given: str | None) -> _File | None:

@@ -87,4 +87,8 @@ def test_wrong_input_is_one_clear_line(tmp_path: Path) -> None:
         build_metadata(tmp_path, [], {"de": "Wien"})
     with pytest.raises(ValueError, match="found unigram_fraction 2"):
         build_metadata(tmp_path, [], limits=Limits(unigram_fraction=2))
+    with pytest.raises(ValueError, match=r"found memory_gb 0, need at least 0\.5"):
+        build_metadata(tmp_path, [], memory_gb=0)
+    with pytest.raises(ValueError, match="no_views: not found; need page view files"):
+        build_metadata(tmp_path, [], page_views=[tmp_path / "no_views"])
     assert not list(tmp_path.iterdir())

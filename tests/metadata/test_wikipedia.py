@@ -91,6 +91,14 @@ def test_parquet(tmp_path: Path, folder: str, code: str) -> None:
     assert read(tmp_path) == EXPECTED
 
 
+def test_a_build_inside_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    path = write_dump(tmp_path / "dewiki-20240501-pages-articles.xml.bz2", "de", TEXTS)
+    (tmp_path / "out" / "counts").mkdir(parents=True)
+    (tmp_path / "out" / "inputs.json").write_text("{}")
+    pq.write_table(pa.table({"word": ["a"]}), tmp_path / "out" / "counts" / "de.parquet")
+    assert [part.paths for part in find_parts([tmp_path])] == [(path,)]
+
+
 def test_the_language_may_be_given(tmp_path: Path) -> None:
     path = write_dump(tmp_path / "my.xml.bz2", "de", TEXTS)
     assert read(f"de={path}") == EXPECTED
