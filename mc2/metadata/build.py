@@ -6,6 +6,7 @@ Every part of a Wikipedia is counted by itself and every language is written by 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -69,11 +70,15 @@ def build_metadata(
     sources = check_sources(given)
     with storage.Stage(Path(out), "metadata", sources.inputs()) as stage:
         if not stage.done:
-            folder = Path(counts) if counts else stage.folder / "counts"
-            work = _count(sources, folder, engine or LocalEngine(progress=progress), memory_gb)
-            rows = {code: _build_language(code, sources, work, stage.folder) for code in _shown(work.languages(sources), progress)}
+            folder, scratch = Path(counts) if counts else stage.folder / "counts", stage.folder / "scratch"
+            shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
+            work = _count(sources, folder, engine or LocalEngine(progress=progress))
+            rows = {
+                code: _build_language(code, sources, work, stage.folder, memory_gb) for code in _shown(work.languages(sources), progress)
+            }
             files = {"page_views": named(sources.page_views), "wordnet": named(sources.wordnet_files())}
             mark = write_manifest(stage.folder, rows, {**sources.inputs(), "skipped": sources.skipped, "files": files})
+            shutil.rmtree(scratch, ignore_errors=True)
             stage.finish({"fingerprint": mark, "languages": len(rows), "skipped": sources.skipped})
     return Metadata.open(out)
 
@@ -88,21 +93,20 @@ class _Work:
     counts: Path
     views: Path | None
     wordnet: Mapping[str, Sequence[str]]
-    memory_gb: float
 
     def languages(self, sources: Sources) -> list[str]:
         viewed = viewed_languages(self.views) if self.views else {}
         return sorted({*sources.languages, *viewed, *self.wordnet} - {languages.OTHER})
 
 
-def _count(sources: Sources, folder: Path, engine: Engine, memory_gb: float) -> _Work:
+def _count(sources: Sources, folder: Path, engine: Engine) -> _Work:
     """Count all parts and page views that are not counted."""
     if sources.parts:
         _count_parts(sources, folder, engine)
     views = None
     if sources.page_views:
         views = sum_page_views(sources.page_views, folder / f"views.{storage.fingerprint(named(sources.page_views))}", engine)
-    return _Work(folder, views, wordnet_names(sources.wordnet) if sources.wordnet else {}, memory_gb)
+    return _Work(folder, views, wordnet_names(sources.wordnet) if sources.wordnet else {})
 
 
 def _count_parts(sources: Sources, folder: Path, engine: Engine) -> None:
@@ -131,13 +135,16 @@ def _plan(path: str) -> Any:
 # --- one language -------------------------------------------------------------------------------------------------------
 
 
-def _build_language(code: str, sources: Sources, work: _Work, out: Path) -> storage.JSON:
+def _build_language(code: str, sources: Sources, work: _Work, out: Path, memory_gb: float) -> storage.JSON:
     """Write a language and its row of the manifest, `<code>.json`; a language that has them is left as it is."""
     path, limits = out / f"{code}.json", sources.limits
     row: storage.JSON = storage.read_json(path) if path.exists() else {}
     if not row or not _is_whole(out / f"{code}.txt", row["sha256"]):
         parts = sources.parts_of(code)
-        one, two = _wikipedia_words(code, parts, work, limits)
+        one, two = list[str](), list[str]()
+        if parts:
+            words, pairs = zip(*(count_paths(work.counts, mark) for mark in parts), strict=True)
+            one, two = select_ngrams(words, pairs, code, limits, memory_gb, out / "scratch")
         if code in sources.wordfreq:
             one += unigrams(code, sources.wordlist, limits.wordfreq_fraction, limits.max_unigrams)
         candidates = {
@@ -152,14 +159,6 @@ def _build_language(code: str, sources: Sources, work: _Work, out: Path) -> stor
             row["wikipedia"] = _origin(parts, work.counts, sources.segmenter)
         storage.write_json(path, row)
     return row
-
-
-def _wikipedia_words(code: str, parts: Mapping[str, Part], work: _Work, limits: Limits) -> tuple[list[str], list[str]]:
-    """Unigrams and bigrams of the Wikipedias of a language."""
-    if not parts:
-        return [], []
-    words, pairs = zip(*(count_paths(work.counts, mark) for mark in parts), strict=True)
-    return select_ngrams(words, pairs, code, limits, work.memory_gb, work.counts / "scratch")
 
 
 def _viewed_titles(code: str, views: Path | None, limits: Limits) -> list[str]:

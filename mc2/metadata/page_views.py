@@ -14,11 +14,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,8 +23,10 @@ import pyarrow.parquet as pq
 
 from mc2 import languages, storage
 from mc2.engines.engine import Engine
+from mc2.metadata.database import open_database
 from mc2.metadata.page_view_files import DROPS, VIEWS_SCHEMA, layout, read_views
 
+WHAT = "the sums of page views"
 FILES_PER_GROUP = 8  # a third of a day: 120 tasks for the published 960 files
 _ROW_GROUP = 1 << 18
 _SUM = "SELECT language, title, sum(views)::BIGINT AS views FROM {} GROUP BY ALL"
@@ -95,7 +94,7 @@ class SumGroup:
         if not mark.exists():
             batches = _Batches(self.groups[name], self.known)
             try:
-                with _database(self.parts, self.memory_gb, threads=1) as (database, scratch):
+                with open_database(self.parts, self.memory_gb, WHAT, threads=1) as (database, scratch):
                     database.register("batches", batches.reader())
                     database.execute(f"COPY ({_SUM.format('batches')}) TO '{scratch / 'sum'}' (FORMAT parquet, COMPRESSION zstd)")
                     os.replace(scratch / "sum", self.parts / f"{name}.parquet")
@@ -129,30 +128,13 @@ class _Batches:
 def _sum_groups(parts: Path, names: Iterable[str], out: Path, memory_gb: float) -> dict[str, int]:
     """Write <language>.parquet of every language; returns the numbers of titles."""
     num_titles = {}
-    with _database(parts, memory_gb) as (database, scratch):
+    with open_database(parts, memory_gb, WHAT) as (database, scratch):
         query = f"{_SUM.format('read_parquet($parts)')} ORDER BY language, views DESC, title"
         files = [str(parts / f"{name}.parquet") for name in names]
         database.execute(f"COPY ({query}) TO '{scratch / 'sum'}' (FORMAT parquet)", {"parts": files})
         for language, pieces in itertools.groupby(_one_language_each(scratch / "sum"), key=lambda piece: piece["language"][0].as_py()):
             num_titles[language] = _write(out / f"{language}.parquet", (piece.drop_columns("language") for piece in pieces))
     return num_titles
-
-
-@contextmanager
-def _database(folder: Path, memory_gb: float, threads: int | None = None) -> Iterator[tuple[Any, Path]]:
-    """A DuckDB that spills into a folder of its own below `folder`. Errors: ValueError for what DuckDB refuses, as a full disk."""
-    try:
-        import duckdb
-    except ImportError as error:
-        raise ImportError("page views: titles are summed by the package duckdb; run `pip install 'mc2[wikipedia]'`") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"memory_limit": f"{memory_gb}GB", **({"threads": threads} if threads else {})}
-    with TemporaryDirectory(dir=folder) as scratch:
-        try:
-            with duckdb.connect(config={**config, "temp_directory": scratch}) as database:
-                yield database, Path(scratch)
-        except duckdb.Error as error:
-            raise ValueError(f"{folder}: the sums of page views failed ({error}); mend that and run the same line again") from error
 
 
 def _one_language_each(path: Path) -> Iterator[pa.Table]:

@@ -7,17 +7,13 @@ for two words that occur once, together, in the four billion of the English Wiki
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from mc2.metadata.database import open_database
 from mc2.metadata.tokens import join_words
-
-if TYPE_CHECKING:
-    import duckdb
 
 BigramRanking = Literal["weighted", "pmi"]
 
@@ -69,23 +65,11 @@ def select_ngrams(
     words: Sequence[Path], pairs: Sequence[Path], language: str, limits: Limits, memory_gb: float, scratch: Path
 ) -> tuple[list[str], list[str]]:
     """Unigrams and bigrams of a language, best first, from the counts of its parts (`ngrams.write_counts`); DuckDB spills to `scratch` beyond `memory_gb`."""
-    duckdb = _duckdb()
-    scratch.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=scratch) as folder:
-        threads = min(os.cpu_count() or 1, max(1, int(memory_gb)))  # DuckDB asks for a gigabyte for each
-        config = {"memory_limit": f"{memory_gb}GB", "threads": str(threads), "preserve_insertion_order": "false"}
-        with duckdb.connect(Path(folder) / "sum.duckdb", config=config) as db:
-            try:
-                db.execute(
-                    "CREATE TABLE words AS SELECT word, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY word",
-                    [[str(path) for path in words]],
-                )
-                db.execute(_PAIRS, [[str(path) for path in pairs]])
-                return _unigrams(db, language, limits), _bigrams(db, language, limits)
-            except duckdb.Error as error:
-                raise ValueError(f"metadata: summing the counts of {language} failed ({error})") from error
-            except RuntimeError as error:  # what DuckDB makes of Ctrl-C
-                raise KeyboardInterrupt from error
+    with open_database(scratch, memory_gb, f"the sums of the words of {language}") as (database, _):
+        select = "SELECT word, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY word"
+        database.execute(f"CREATE TABLE words AS {select}", [[str(path) for path in words]])
+        database.execute(_PAIRS, [[str(path) for path in pairs]])
+        return _unigrams(database, language, limits), _bigrams(database, language, limits)
 
 
 _PAIRS = """
@@ -103,33 +87,25 @@ _SCORE = {
 }
 
 
-def _unigrams(db: duckdb.DuckDBPyConnection, language: str, limits: Limits) -> list[str]:
-    (different,) = db.execute("SELECT count(*) FROM words").fetchone() or (0,)
+def _unigrams(database: Any, language: str, limits: Limits) -> list[str]:
+    (different,) = database.execute("SELECT count(*) FROM words").fetchone() or (0,)
     most, least = share(different, limits.unigram_fraction, limits.max_unigrams), 0
     if language == "en":
         most, least = limits.max_unigrams, limits.english_min_count
-    rows = db.execute("SELECT word FROM words WHERE count >= ? ORDER BY count DESC, word LIMIT ?", [least, most]).fetchall()
+    rows = database.execute("SELECT word FROM words WHERE count >= ? ORDER BY count DESC, word LIMIT ?", [least, most]).fetchall()
     return [word for (word,) in rows]
 
 
-def _bigrams(db: duckdb.DuckDBPyConnection, language: str, limits: Limits) -> list[str]:
-    ((total, different),) = db.execute("SELECT (SELECT sum(count) FROM words), (SELECT count(*) FROM pairs)").fetchall()
+def _bigrams(database: Any, language: str, limits: Limits) -> list[str]:
+    ((total, different),) = database.execute("SELECT (SELECT sum(count) FROM words), (SELECT count(*) FROM pairs)").fetchall()
     if not different:
         return []
     where, values = [], {}
     if limits.bigram_ranking == "weighted":
-        floor = db.execute("SELECT count / product FROM pairs ORDER BY 1 LIMIT 1 OFFSET ?", [int(0.3 * (different - 1))]).fetchall()
+        floor = database.execute("SELECT count / product FROM pairs ORDER BY 1 LIMIT 1 OFFSET ?", [int(0.3 * (different - 1))]).fetchall()
         where, values = ["count / product >= $floor"], {"floor": floor[0][0]}
     if limits.bigram_ranking == "pmi" or language == "en":
         where.append(f"count * $total {'>=' if language == 'en' else '>'} $min_lift * product")
         values |= {"total": float(total), "min_lift": limits.min_lift}
     query = f"SELECT first, second FROM pairs WHERE {' AND '.join(where)} ORDER BY {_SCORE[limits.bigram_ranking]} DESC, first, second LIMIT {limits.max_bigrams}"
-    return [join_words(*row) for row in db.execute(query, values).fetchall()]
-
-
-def _duckdb() -> Any:
-    try:
-        import duckdb
-    except ImportError as error:
-        raise ImportError("metadata: counts of a Wikipedia are summed by the package duckdb; run `pip install 'mc2[wikipedia]'`") from error
-    return duckdb
+    return [join_words(*row) for row in database.execute(query, values).fetchall()]

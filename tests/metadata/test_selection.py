@@ -137,5 +137,5 @@ def test_limits_out_of_range(limits: dict[str, float], message: str) -> None:
 def test_a_damaged_count_is_one_clear_line(tmp_path: Path) -> None:
     words_path, pairs_path = written(corpus(3), tmp_path, "a")
     pairs_path.write_bytes(pairs_path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"summing the counts of de failed .*a\.pairs\.parquet"):
+    with pytest.raises(ValueError, match=r"the sums of the words of de failed .*a\.pairs\.parquet"):
         select_ngrams([words_path], [pairs_path], "de", Limits(), 0.5, tmp_path)

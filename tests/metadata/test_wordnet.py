@@ -6,6 +6,7 @@ import gzip
 import importlib.resources
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,8 @@ def test_nltk_reads_the_same_names(tmp_path: Path) -> None:
     """In a process of its own, because NLTK leaves its files open."""
     names = wordnet_names(write_nltk(tmp_path))
     command = [sys.executable, "-c", NLTK, str(tmp_path / "corpora"), *TABS]
-    for code, found in json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout).items():
+    environment = {**os.environ, "NLTK_DATA": str(tmp_path)}  # NLTK reads nothing below a temporary folder that all may write to
+    for code, found in json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout).items():
         mine = set(names[wordnet_language(code)]) - (
             {"volpe rossa"} if code == "ita" else set()
         )  # of ItalWordNet, which NLTK calls ita_iwn
