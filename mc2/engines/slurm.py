@@ -159,16 +159,19 @@ class SlurmEngine:
         nothing at all.
         """
         left = [position for position in task.positions if position not in task.finished]
-        begun = min(self.settings.cpus_per_task, len(left))
-        deaths.update(left[:begun] if task.finished else left)
+        begun = set(left[: self.settings.cpus_per_task])
+        deaths.update(begun if task.finished else left)
+        others = []
         for position in left:
             if deaths[position] >= self.attempts:
                 how = f"its task died {deaths[position]} times; see {task.job.paths.stderr}"
                 yield position, Outcome(error=ChildProcessError(f"{items[position]}: {how}"))
-        again = [position for position in left if deaths[position] < self.attempts]
-        waiting.extend((position,) for position in again if position in left[:begun])
-        if others := tuple(position for position in again if position not in left[:begun]):
-            waiting.append(others)
+            elif position in begun:
+                waiting.append((position,))
+            else:
+                others.append(position)
+        if others:
+            waiting.append(tuple(others))
 
 
 def _queued() -> set[str] | None:
@@ -223,9 +226,7 @@ class RunItems:
                 os.fsync(file.fileno())  # the driver may be on another machine
 
     def _run(self, todo: Sequence[tuple[int, Any]]) -> Generator[tuple[int, Outcome]]:
-        pool = ProcessPool(
-            self.workers, self.attempts
-        )  # in processes even if it is one, so that an item that kills its process does not end the task
+        pool = ProcessPool(self.workers, self.attempts)  # were it of one process: an item that kills it does not end the task
         return pool.run(self.name, self.function, [item for _, item in todo])
 
 
