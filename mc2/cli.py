@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "predict": ("mc2.training.commands", "rank given texts for given image files"),
     "import": ("mc2.interchange.commands", "model of open_clip, transformers or mini_clip -> model folder that mc2.load reads"),
     "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
+    "bench": ("mc2.bench.commands", "match | automata | language-id: speed, memory and accuracy, measured on this machine"),
 }
 
 USAGE = """usage: mc2 [--debug] SUBCOMMAND ...

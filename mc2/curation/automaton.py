@@ -3,7 +3,7 @@
 All patterns that occur in a text are found by a walk from every place of it: in a spaced script only the places of spaces lead further than the root, elsewhere
 a walk ends after two or three letters. That is as fast as an automaton with failure links, a third of its size, and built in one pass over sorted patterns.
 
-File: magic, version, key, CRC-32 and lengths (64 bytes), then nodes (S, 2), ids (P), tail_starts (P + 1), all int32 little-endian, and the tails' bytes.
+File: magic, version, CRC-32, key and lengths (48 bytes), then the nodes (int32, little-endian) and the records.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mc2 import storage
 
 MAGIC, VERSION = b"mc2 trie", 1
 COPY, SPACE, SPACES_AROUND = range(3)  # what becomes of a byte of a text before it is searched
-_HEADER = struct.Struct("<8sI I 16s 3q 8x")  # magic, version, CRC-32 of what follows, key, numbers of slots, patterns and bytes of tails
-MAX_BYTES = 2**31 - 1
+_HEADER = struct.Struct("<8s I I 16s q q")  # magic, version, CRC-32 of what follows, key, number of slots, bytes of the records
+MAX_BYTES, MAX_PATTERN_BYTES = 2**30, 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -34,35 +34,28 @@ class Automaton:
     """Finds patterns by position. Its arrays belong to `mc2.curation.automaton_kernels`; the legend is there."""
 
     nodes: NDArray[np.int32]
-    ids: NDArray[np.int32]
-    tail_starts: NDArray[np.int32]
-    tails: NDArray[np.uint8]
+    records: NDArray[np.uint8]
 
     @classmethod
     def build(cls, patterns: Sequence[str]) -> Self:
-        """The automaton of patterns in any order, equal ones among them; none is empty. Errors: ValueError for more than 2 GiB of them."""
+        """The automaton of patterns in any order, equal ones among them; none is empty. Errors: ValueError for one of 64 KiB, or more than a GiB of them."""
         from mc2.curation import automaton_kernels as kernels
 
         column = pa.array(patterns, pa.large_string())
         order = pc.array_sort_indices(column)
         data, starts = text_buffers(column.take(order))
-        if len(data) > MAX_BYTES:
+        if len(data) + 6 * len(patterns) > MAX_BYTES or (len(patterns) and np.diff(starts).max() > MAX_PATTERN_BYTES):
             raise ValueError(
-                f"match: found {len(data):,} bytes of entries in one language, need at most {MAX_BYTES:,}; cut the list of entries"
+                f"match: found {len(data):,} bytes of entries in one language, need at most {MAX_BYTES:,}, and {MAX_PATTERN_BYTES:,} in one entry; shorten the list"
             )
         equal = kernels.equal_to_next(data, starts)
-        nodes, depths = kernels.build_nodes(data, starts, equal)  # a view of more columns and rows
-        ids = order.to_numpy().astype(np.int32)
-        tail_starts, tails = kernels.tails_of(data, starts, depths)
-        return cls(nodes.copy(), np.where(equal, ~ids, ids), tail_starts, tails)
+        nodes, depths = kernels.build_nodes(data, starts, equal)
+        nodes = nodes.copy()  # they are a view of more rows and columns
+        return cls(nodes, kernels.build_records(data, starts, equal, depths, order.to_numpy().astype(np.int32), nodes))
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays)
-
-    @property
-    def _arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint8]]:
-        return self.nodes, self.ids, self.tail_starts, self.tails
+        return self.nodes.nbytes + self.records.nbytes
 
     def find(self, texts: pa.Array, rows: NDArray[np.int64], treatment: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """(number of patterns in each of the texts `rows`, their positions one after the other; sorted and unique in each text).
@@ -71,20 +64,18 @@ class Automaton:
         """
         from mc2.curation import automaton_kernels as kernels
 
-        lengths, found = kernels.find(*self._arrays, treatment, *text_buffers(texts), rows)
+        lengths, found = kernels.find(self.nodes, self.records, treatment, *text_buffers(texts), rows)
         return lengths, found
 
     # --- the file -------------------------------------------------------------------------------------------------------
 
     def save(self, path: Path, key: str) -> None:
         """Write the file atomically. key: 16 characters that stand for all that the patterns depend on."""
-        crc = 0
-        for array in self._arrays:
-            crc = zlib.crc32(array.data, crc)
         with storage.atomic_write(path) as file:
-            file.write(_HEADER.pack(MAGIC, VERSION, crc, key.encode(), len(self.nodes), len(self.ids), len(self.tails)))
-            for array in self._arrays:
-                file.write(array.data)
+            crc = zlib.crc32(self.records.data, zlib.crc32(self.nodes.data))
+            file.write(_HEADER.pack(MAGIC, VERSION, crc, key.encode(), len(self.nodes), len(self.records)))
+            file.write(self.nodes.data)
+            file.write(self.records.data)
 
     @classmethod
     def open(cls, path: Path, key: str) -> Self:
@@ -93,18 +84,16 @@ class Automaton:
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size:
                 raise ValueError(f"{path}: cut off")
-            magic, version, crc, found, slots, patterns, tail_bytes = _HEADER.unpack(header)
+            magic, version, crc, found, slots, num_bytes = _HEADER.unpack(header)
             if (magic, version, found) != (MAGIC, VERSION, key.encode()):
                 raise ValueError(f"{path}: not the automaton that is needed")
-            counts = (2 * slots, patterns, patterns + 1, tail_bytes)
-            if min(counts) < 0 or path.stat().st_size != _HEADER.size + 4 * sum(counts[:3]) + tail_bytes:
+            if min(slots, num_bytes) < 0 or path.stat().st_size != _HEADER.size + 8 * slots + num_bytes:
                 raise ValueError(f"{path}: has another length than it says")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
             raise ValueError(f"{path}: damaged")
-        ints = np.frombuffer(data, np.dtype("<i4"), sum(counts[:3]), _HEADER.size)
-        nodes, ids, tail_starts = np.split(ints, np.cumsum(counts[:2]))
-        return cls(nodes.reshape(-1, 2), ids, tail_starts, np.frombuffer(data, np.uint8, offset=_HEADER.size + ints.nbytes))
+        nodes = np.frombuffer(data, np.dtype("<i4"), 2 * slots, _HEADER.size).reshape(-1, 2)
+        return cls(nodes, np.frombuffer(data, np.uint8, num_bytes, _HEADER.size + nodes.nbytes))
 
 
 def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

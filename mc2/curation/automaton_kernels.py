@@ -2,7 +2,8 @@
 
 Legend: P sorted patterns; pattern p is data[starts[p]:starts[p + 1]]. S slots of the double array `nodes` (S, 2): base and parent. The child of slot s by byte c
 is the slot (base >> 1) ^ c, if that slot's parent is s. The lowest bit of a base says that a pattern ends here; the child by END is the leaf that has it. The
-base of a leaf is negative, the complement of a pattern's position: only this pattern (and those equal to it) goes on from here, with the bytes of its tail.
+base of a leaf is negative, the complement of a position in `records`: only this pattern (and those equal to it) goes on from here.
+A record: number of the pattern (4 bytes, little-endian; the highest bit says that the next record is of an equal pattern), size of the tail (2 bytes), tail.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ END = 0xFF  # a byte that UTF-8 never has
 BASE, PARENT, NEXT, LAST = 0, 1, 2, 3  # columns of the nodes; the last two, of the ring of free slots, only while they are built
 FREE, ROOT = -1, -2  # in place of a parent
 BLOCK = 256  # slots that differ in their last byte only: all children of a node are in one block
+HEAD = 6  # bytes of a record before the tail
+MORE = 1 << 31
 OPEN_BLOCKS = 16  # an older block takes no more nodes: to try its last gaps costs more time than they save memory
 
 # --- build --------------------------------------------------------------------------------------------------------------
@@ -45,7 +48,7 @@ def equal_to_next(data: Bytes, starts: Longs) -> Flags:
 
 @compiled
 def build_nodes(data: Bytes, starts: Longs, equal: Flags) -> tuple[Ints, Ints]:
-    """The nodes (S, 2), and of each pattern the number of bytes that are in them; the rest is its tail.
+    """The nodes (S, 2), whose leaves have numbers of patterns yet, and of each pattern the number of bytes that are in them; the rest is its tail.
 
     A node is a range of patterns with a common prefix, from the root (all of them) downwards.
     """
@@ -156,17 +159,25 @@ def _take(nodes: Ints, slot: int, parent: int) -> None:
 
 
 @compiled
-def tails_of(data: Bytes, starts: Longs, depths: Ints) -> tuple[Ints, Bytes]:
-    """(P + 1 starts of the tails, their bytes): of each pattern what follows its first `depths` bytes."""
-    tail_starts = np.zeros(len(depths) + 1, np.int32)
+def build_records(data: Bytes, starts: Longs, equal: Flags, depths: Ints, numbers: Ints, nodes: Ints) -> Bytes:
+    """The records of the patterns, of which `numbers` are reported; the leaves of the nodes get their positions."""
+    positions = np.zeros(len(depths) + 1, np.int64)
     for p in range(len(depths)):
-        tail_starts[p + 1] = tail_starts[p] + starts[p + 1] - starts[p] - depths[p]
-    tails = np.zeros(tail_starts[-1], np.uint8)
+        tail = 0 if p > 0 and equal[p - 1] else starts[p + 1] - starts[p] - depths[p]
+        positions[p + 1] = positions[p] + HEAD + tail
+    records = np.zeros(positions[-1], np.uint8)
     for p in range(len(depths)):
-        first = starts[p] + depths[p]
-        for i in range(tail_starts[p + 1] - tail_starts[p]):
-            tails[tail_starts[p] + i] = data[first + i]
-    return tail_starts, tails
+        position, size = positions[p], positions[p + 1] - positions[p] - HEAD
+        number = numbers[p] | (MORE if equal[p] else 0)
+        for i in range(4):
+            records[position + i] = (number >> 8 * i) & 0xFF
+        records[position + 4], records[position + 5] = size & 0xFF, size >> 8
+        for i in range(size):
+            records[position + HEAD + i] = data[starts[p] + depths[p] + i]
+    for slot in range(len(nodes)):
+        if nodes[slot, PARENT] != FREE and nodes[slot, BASE] < 0:
+            nodes[slot, BASE] = ~positions[~nodes[slot, BASE]]
+    return records
 
 
 # --- find ---------------------------------------------------------------------------------------------------------------
@@ -175,13 +186,10 @@ MANY = 4096  # matches of one caption from which on they are made unique in betw
 
 
 @compiled
-def find(
-    nodes: Ints, ids: Ints, tail_starts: Ints, tails: Bytes, treatment: Bytes, data: Bytes, starts: Longs, rows: Longs
-) -> tuple[Ints, Ints]:
-    """(number of ids of each of the R captions `rows`, all ids one after the other; sorted and unique in each caption).
+def find(nodes: Ints, records: Bytes, treatment: Bytes, data: Bytes, starts: Longs, rows: Longs) -> tuple[Ints, Ints]:
+    """(number of patterns in each of the R captions `rows`, their numbers one after the other; sorted and unique in each caption).
 
-    Caption r is data[starts[r]:starts[r + 1]], valid UTF-8. ids (P): what to report for a pattern, or its complement if the next pattern is equal.
-    treatment (256): what becomes of a byte of a caption (`mc2.curation.automaton`).
+    Caption r is data[starts[r]:starts[r + 1]], valid UTF-8. treatment (256): what becomes of a byte of a caption (`mc2.curation.automaton`).
     """
     lengths = np.zeros(len(rows), np.int32)
     found, total = np.zeros(16 * len(rows) + MANY, np.int32), 0
@@ -194,15 +202,16 @@ def find(
         size = _spaced(data, start, stop, treatment, text)
         first, many = total, total + MANY
         for place in range(size):
-            if nodes[root ^ text[place], PARENT] != 0:  # most places, where the script has spaces
+            slot = root ^ text[place]
+            if nodes[slot, PARENT] != 0:  # most places, where the script has spaces
                 continue
-            behind = _walk(nodes, ids, tail_starts, tails, text, size, place, found, total)
+            behind = _walk(nodes, records, slot, text, size, place + 1, found, total)
             if behind > len(found):  # there was no room: once more
                 larger = np.zeros(2 * behind, np.int32)
                 for i in range(total):
                     larger[i] = found[i]
                 found = larger
-                behind = _walk(nodes, ids, tail_starts, tails, text, size, place, found, total)
+                behind = _walk(nodes, records, slot, text, size, place + 1, found, total)
             total = behind
             if total > many:
                 total = _sorted_unique(found, first, total)
@@ -235,21 +244,23 @@ def _spaced(data: Bytes, start: int, stop: int, treatment: Bytes, text: Bytes) -
 
 
 @compiled
-def _walk(nodes: Ints, ids: Ints, tail_starts: Ints, tails: Bytes, text: Bytes, size: int, place: int, found: Ints, total: int) -> int:
-    """Write the ids of all patterns that begin at a place of the text behind the `total` that are found, as far as there is room; the new total."""
-    slot = 0
+def _walk(nodes: Ints, records: Bytes, slot: int, text: Bytes, size: int, place: int, found: Ints, total: int) -> int:
+    """Write the numbers of all patterns that go on from a node with a place of the text behind the `total` that are found, as far as there is room; the new
+    total."""
     while True:
         base = nodes[slot, BASE]
         if base < 0:
-            tail, behind = tail_starts[~base], tail_starts[~base + 1]
-            if behind - tail > size - place:
+            position = ~base
+            tail = records[position + 4] | records[position + 5] << 8
+            if tail > size - place:
                 return total
-            while tail < behind and tails[tail] == text[place]:
-                tail += 1
-                place += 1
-            return _add(ids, ~base, found, total) if tail == behind else total
+            for i in range(tail):
+                if records[position + HEAD + i] != text[place + i]:
+                    return total
+            total = _add(records, position, found, total)
+            return total
         if base & 1:
-            total = _add(ids, ~nodes[(base >> 1) ^ END, BASE], found, total)
+            total = _add(records, ~nodes[(base >> 1) ^ END, BASE], found, total)
         if place == size:
             return total
         child = (base >> 1) ^ text[place]
@@ -260,16 +271,16 @@ def _walk(nodes: Ints, ids: Ints, tail_starts: Ints, tails: Bytes, text: Bytes, 
 
 
 @compiled
-def _add(ids: Ints, pattern: int, found: Ints, total: int) -> int:
-    """Write the ids of a pattern and its equals, as far as there is room; the new total."""
+def _add(records: Bytes, position: int, found: Ints, total: int) -> int:
+    """Write the number of a pattern and of its equals, as far as there is room; the new total."""
     while True:
-        value = ids[pattern]
+        high = records[position + 3]
         if total < len(found):
-            found[total] = value if value >= 0 else ~value
+            found[total] = records[position] | records[position + 1] << 8 | records[position + 2] << 16 | (high & 0x7F) << 24
         total += 1
-        pattern += 1
-        if value >= 0:
+        if high < 0x80:
             return total
+        position += HEAD + (records[position + 4] | records[position + 5] << 8)
 
 
 @compiled

@@ -101,7 +101,7 @@ class CaptionMatcher:
         lengths = np.zeros(len(texts), np.int32)
         for position in np.unique(stay[stay >= 0]).tolist():
             rows = np.flatnonzero(stay == position)
-            number, ids = self._matcher(self.identifier.languages[position])(texts, rows)
+            number, ids = self.matcher(self.identifier.languages[position])(texts, rows)
             lengths[rows] = number
             found.append((number, ids, rows))
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
@@ -110,7 +110,8 @@ class CaptionMatcher:
             place_lists(number, ids, rows, starts, placed)
         return lengths, placed
 
-    def _matcher(self, language: str) -> Matcher:
+    def matcher(self, language: str) -> Matcher:
+        """The matcher of a language, opened once."""
         if language not in self._matchers:
             self._matchers[language] = load_matcher(self.cache, self.metadata, language, self.settings.rule)
         return self._matchers[language]

@@ -170,8 +170,8 @@ def test_a_damaged_automaton_is_built_anew(tmp_path: Path) -> None:
         load_matcher(tmp_path, one, "en", "mc2")
     path = automaton_file(tmp_path, opened, "en", "mc2")
     whole = path.read_bytes()
-    damaged = [whole[:cut] for cut in (0, 7, 63, 64, 100, len(whole) - 1)] + [b"no automaton", whole + b"\0"]
-    damaged += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in [*range(56), *range(64, len(whole), 97)]]
+    damaged = [whole[:cut] for cut in (0, 7, 47, 48, 100, len(whole) - 1)] + [b"no automaton", whole + b"\0"]
+    damaged += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in [*range(48), *range(48, len(whole), 97)]]
     for data in [*damaged, automaton_file(tmp_path, other, "en", "mc2").read_bytes()]:
         path.write_bytes(data)
         assert ids_of(load_matcher(tmp_path, opened, "en", "mc2"), ["a fox"]) == [[1]]

