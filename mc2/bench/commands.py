@@ -34,8 +34,10 @@ def match(captions: int = 100_000, entries: int = 500_000, processes: int = 2, r
         ("repeats", repeats, 1),
     ):
         if value < least:
-            raise ValueError(f"bench match: found {name} {value}, need at least {least}")
+            raise ValueError(f"match: found {name} {value}, need at least {least}")
     about = circumstances(PACKAGES)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)  # an error now, not after the measurement
     with tempfile.TemporaryDirectory(prefix="mc2-bench-") as folder:
         write_entries(Path(folder) / "metadata", entries)
         texts = sample_captions(captions)
@@ -67,6 +69,8 @@ def automata(folder: Path, entries: int = 27_000_000, languages: int = 300, json
     from mc2.bench.synthetic_metadata import synthetic_metadata
 
     about = circumstances(("mc2", "numpy", "numba", "pyarrow"))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
     synthetic_metadata(folder / "metadata", entries, languages)
     figures = {"sample": {"entries": entries, "languages": languages}, **measure(folder), **about}
     build, load = figures["build"], figures["load"]

@@ -3,7 +3,7 @@
 Texts: the names of emoji in the 14 languages of the package `emoji` (the half that was not tuned on: `storage.keyed_hash` of the emoji says which), and names
 of territories in 40 languages of the package `babel`. Both are hard: a name has two or three words.
 
-    python -m mc2.bench.language_id
+    mc2 bench language-id
 """
 
 from __future__ import annotations
@@ -119,9 +119,3 @@ def language_id(cascade: bool = True, json: Path | None = None) -> None:
         console.print(table)
     if json is not None:
         storage.write_json(json, figures)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(language_id, as_positional=False)

@@ -192,7 +192,7 @@ def shared_seconds(job: Job, processes: int) -> float:
     try:
         times: list[list[tuple[float, float]]] = [[receiving.recv() for receiving, _ in pipes] for _ in range(job.repeats)]
     except EOFError as error:
-        raise ValueError("bench match: a worker process died (out of memory?); run it again with fewer processes") from error
+        raise ValueError("match: a worker process died (out of memory?); run it again with fewer processes") from error
     for worker in workers:
         worker.join()
     return min(max(end for _, end in parts) - min(start for start, _ in parts) for parts in times)

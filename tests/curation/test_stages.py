@@ -19,14 +19,14 @@ from mc2 import storage
 from mc2.curation.balance import Balance, draw_caption, keep_probability
 from mc2.curation.balance_stage import Draws, run_balance
 from mc2.curation.language_id import LanguageSettings
-from mc2.curation.match_stage import MatchSettings, run_match
+from mc2.curation.match_stage import CaptionMatcher, MatchSettings, batches, matched_drops, run_match, write_matched
 from mc2.curation.pack_plan import PackSettings
 from mc2.curation.pack_stage import image_extension, run_pack
 from mc2.engines.engine import ShardErrors
 from mc2.engines.local import LocalEngine
 from mc2.metadata.build import build_metadata
 from mc2.metadata.entries import Metadata
-from mc2.records import MATCHED_SCHEMA, PackedCaption, ShardManifest
+from mc2.records import MATCHED_SCHEMA, PackedCaption, Pair, ShardManifest
 from tests.curation.pools import CAPTIONS, folder_bytes, image_file, record, tar_bytes
 
 HERE = LocalEngine(1, progress=False)
@@ -217,6 +217,39 @@ def test_finished_stages_are_not_run_again(done: Path, pool: Path, metadata: Pat
     run_match(pool, metadata, done / "matched", engine=Idle())
     run_balance(done / "matched", metadata, done / "balance", english_threshold=4, engine=Idle())
     assert run_pack(pool, done / "matched", done / "balance", done / "shards", PackSettings(shard_pairs=4), Idle()).num_pairs == 12
+
+
+def test_the_same_bytes_whatever_the_size_of_a_batch(metadata: Path, tmp_path: Path) -> None:
+    """Also one caption at a time; readable captions between those that are dropped for each reason, with and without a hint."""
+    captions = [
+        *(caption for own in CAPTIONS for caption in own),
+        "fox \ud800",
+        "fox " * 9,
+        "\u2003",
+        "",
+        "12345",
+        "рыжая лиса прыгает через забор",
+    ]
+    pairs = [Pair(f"{i}", (caption, "the black cat"), hint="de" if i % 3 else "") for i, caption in enumerate(captions)]
+    matcher = CaptionMatcher(Metadata.open(metadata), tmp_path / "cache", MatchSettings(max_characters=35))
+    written = set()
+    for most in (1, 3, 10_000):
+        write_matched(tmp_path / "shard.parquet", [matcher(batch) for batch in batches(pairs, most)], {"no_image": 2})
+        written.add((tmp_path / "shard.parquet").read_bytes())
+    assert len(written) == 1
+    table = pq.read_table(tmp_path / "shard.parquet")
+    assert table["key"].to_pylist() == [pair.key for pair in pairs for _ in pair.captions]
+    drops = dict(
+        zip(zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True), table["drop"].to_pylist(), strict=True)
+    )
+    last = [drops[str(len(pairs) - 6 + i), 0] for i in range(6)]
+    assert last[:4] == ["not_utf8", "long_caption", "empty_caption", "empty_caption"]
+    assert last[4] in ("unknown_language", "no_metadata", "no_entry")
+    assert last[5] == "no_metadata"
+    assert matched_drops(tmp_path / "shard.parquet") == dict(
+        sorted({**Counter(drop for drop in drops.values() if drop), "no_image": 2}.items())
+    )
+    assert [len(batch) for batch in batches(pairs, max_characters=1)] == [1] * len(pairs)
 
 
 # --- folders that do not belong together --------------------------------------------------------------------------------
