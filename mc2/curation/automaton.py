@@ -26,7 +26,7 @@ from mc2 import storage
 MAGIC, VERSION = b"mc2 trie", 1
 COPY, SPACE, SPACES_AROUND = range(3)  # what becomes of a byte of a text before it is searched
 _HEADER = struct.Struct("<8s I I 16s q q")  # magic, version, CRC-32 of what follows, key, number of slots, bytes of the records
-MAX_BYTES, MAX_PATTERN_BYTES = 2**30, 2**16 - 1
+MAX_BYTES, MAX_PATTERN_BYTES = 2**29, 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Automaton:
 
     @classmethod
     def build(cls, patterns: Sequence[str]) -> Self:
-        """The automaton of patterns in any order, equal ones among them; none is empty. Errors: ValueError for one of 64 KiB, or more than a GiB of them."""
+        """The automaton of patterns in any order, equal ones among them; none is empty. Errors: ValueError for one of 64 KiB, or half a GiB of all."""
         from mc2.curation import automaton_kernels as kernels
 
         column = pa.array(patterns, pa.large_string())
@@ -51,7 +51,9 @@ class Automaton:
         equal = kernels.equal_to_next(data, starts)
         nodes, depths = kernels.build_nodes(data, starts, equal)
         nodes = nodes.copy()  # they are a view of more rows and columns
-        return cls(nodes, kernels.build_records(data, starts, equal, depths, order.to_numpy().astype(np.int32), nodes))
+        records = kernels.build_records(data, starts, equal, depths, order.to_numpy().astype(np.int32), nodes)
+        nodes.flags.writeable = records.flags.writeable = False  # as those of a file: another type would be compiled for itself
+        return cls(nodes, records)
 
     @property
     def num_bytes(self) -> int:
@@ -102,5 +104,7 @@ def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
         raise ValueError(f"match: found {texts.null_count} nulls among {len(texts)} texts, need none")
     texts = texts.cast(pa.large_string())
     _, offsets, data = texts.buffers()
-    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1] if offsets else np.zeros(1, np.int64)
-    return np.frombuffer(data or b"", np.uint8), starts
+    starts = np.frombuffer(offsets or bytes(8), np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    characters = np.frombuffer(data or b"", np.uint8)
+    starts.flags.writeable = characters.flags.writeable = False  # some are: compiled code is the same for all
+    return characters, starts
