@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mc2 import storage
 from mc2.curation.automaton import COPY, SPACE, SPACES_AROUND, VERSION, Automaton
 from mc2.metadata.entries import Metadata
+from mc2.metadata.tokens import KANA, UNSPACED
 
 MatchRule = Literal["mc2", "published"]
 
@@ -28,15 +29,6 @@ _SPACING = str.maketrans({"\t": " ", "\n": " ", **{mark: f" {mark} " for mark in
 
 _TREATMENT_OF = {mark: SPACES_AROUND for mark in SPACED_MARKS} | {"\t": SPACE, "\n": SPACE}
 BYTE_TREATMENT = np.array([_TREATMENT_OF.get(chr(byte), COPY) for byte in range(256)], np.uint8)  # the same rule for the bytes of UTF-8
-
-# First and last code points of the scripts that are written without spaces.
-_UNSPACED = (
-    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),  # CJK ideographs
-    (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x0F00, 0x0FFF),  # Thai, Lao, Tibetan
-    (0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F),  # Burmese
-    (0x1780, 0x17FF), (0x19E0, 0x19FF),  # Khmer
-)  # fmt: skip
-_KANA = ((0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))  # with the iteration marks
 
 
 def spaced_caption(caption: str) -> str:
@@ -55,7 +47,7 @@ def spaced_entries(entries: Sequence[str], rule: MatchRule = "mc2") -> list[str]
 def _needs_no_space(character: str, rule: MatchRule) -> bool:
     if character.isascii():
         return character in string.punctuation
-    ranges = _UNSPACED if rule == "published" else _UNSPACED + _KANA
+    ranges = UNSPACED if rule == "published" else UNSPACED + KANA
     return any(first <= ord(character) <= last for first, last in ranges) or unicodedata.category(character)[0] == "P"
 
 

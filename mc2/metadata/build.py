@@ -117,7 +117,7 @@ def _count_parts(sources: Sources, folder: Path, engine: Engine) -> None:
     }
     path = folder / f"plan.{storage.fingerprint(plan)}.json"
     storage.write_json(path, plan)
-    engine.map("count", partial(_count_planned, str(path), sources.segmenter), list(plan))
+    engine.map("count", partial(_count_planned, str(path.absolute()), sources.segmenter), list(plan))
 
 
 def _count_planned(plan: str, segmenter: SegmenterChoice, name: str) -> storage.JSON:

@@ -1,5 +1,6 @@
-"""How many entries a language gets, and which words and pairs of a Wikipedia become entries (RECIPE 1.2): fractions, caps, both published rankings of pairs. Ties go by code point, so that the result
-is a function of the counts alone.
+"""How many entries a language gets, and which words and pairs of a Wikipedia become entries (RECIPE 1.2): fractions, caps, both published rankings of pairs.
+
+Ties go by code point, so that the result is a function of the counts alone.
 
 PMI = ln(c12 N / (c1 c2)) in nats; c1, c2, c12 counts of the words and of the pair, N the number of all words. The published "PMI > 30" cannot be a logarithm: even
 for two words that occur once, together, in the four billion of the English Wikipedia, ln N = 22. We read it as the ratio c12 N / (c1 c2) > 30, the lift, PMI > 3.4.

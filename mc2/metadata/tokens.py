@@ -14,11 +14,11 @@ MAX_WORD_CHARACTERS = 256  # the limit of an entry; longer "words" are data, and
 # First and last code points of the scripts that are written without spaces. Each of these characters is a word of the simple tokenizer.
 UNSPACED = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),  # CJK ideographs
-    (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F),  # kana, with the iteration marks
     (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x0F00, 0x0FFF),  # Thai, Lao, Tibetan
     (0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F),  # Burmese
     (0x1780, 0x17FF), (0x19E0, 0x19FF),  # Khmer
 )  # fmt: skip
+KANA = ((0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))  # with the iteration marks; the published ranges lack them
 
 TSHEG = "\u0f0b\u0f0c"  # parts the syllables of a Tibetan word: no punctuation, whatever Unicode says
 
@@ -35,7 +35,7 @@ def is_punctuation(character: str) -> bool:
 
 def is_unspaced(character: str) -> bool:
     """True for a letter of a script that is written without spaces."""
-    return any(first <= ord(character) <= last for first, last in UNSPACED)
+    return any(first <= ord(character) <= last for first, last in UNSPACED + KANA)
 
 
 def visible(text: str) -> str:
@@ -73,4 +73,4 @@ def _breaks_below(end: int) -> re.Pattern[str]:
 
 @lru_cache(maxsize=1)
 def _unspaced() -> re.Pattern[str]:
-    return re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED) + "]")
+    return re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED + KANA) + "]")

@@ -52,6 +52,7 @@ class Part:
 @dataclass(frozen=True)
 class _File:
     path: Path
+    name: str  # below the folder that the given path lies in: no two files of a Wikipedia have the same
     code: str
     form: Form
     source: str  # files of one code come from one source, or the text would be counted twice
@@ -112,14 +113,14 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _known_file(path: Path, root: Path, given: str | None) -> _File | None:
-    name = path.name
+    name, shown = path.name, str(path.relative_to(root.parent))
     if match := _DUMP.fullmatch(name):
         wiki = match["wiki"]
         code = given or wikipedia_code(wiki.removesuffix("wiki") if wiki.endswith("wiki") else wiki, path)
         kind = re.sub(r"\d*\.xml.*", "", name) + (" in numbered files" if match["number"] else "") + (match["bz2"] or "")
-        return _File(path, code, "dump", f"{path.parent / kind}")
+        return _File(path, shown, code, "dump", f"{path.parent / kind}")
     if given and name.endswith((".xml", ".xml.bz2")):
-        return _File(path, given, "dump", str(path.parent))
+        return _File(path, shown, given, "dump", str(path.parent))
     form: Form
     if _WIKIEXTRACTOR.fullmatch(name):
         form = "wikiextractor"
@@ -128,7 +129,7 @@ def _known_file(path: Path, root: Path, given: str | None) -> _File | None:
     else:
         return None
     code, folder = (given, root) if given else _code_of_folder(path, root)
-    return _File(path, code, form, f"{form} {folder}")
+    return _File(path, shown, code, form, f"{form} {folder}")
 
 
 def _code_of_folder(path: Path, root: Path) -> tuple[str, Path]:
@@ -143,25 +144,18 @@ def _code_of_folder(path: Path, root: Path) -> tuple[str, Path]:
 
 
 def _parts(files: Sequence[_File], part_bytes: int) -> Iterator[Part]:
-    folders: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    folders: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for file in files:
-        size = file.path.stat().st_size
         if file.form == "wikiextractor":
-            folders[file.path.parent, file.code].append(file.path)
+            folders[file.code, os.path.dirname(file.name)].append(file.path)
             continue
-        bounds = stream_bounds(file.path, part_bytes) if file.form == "dump" and file.path.suffix == ".bz2" else [0, size]
+        is_bz2 = file.form == "dump" and file.path.suffix == ".bz2"
+        bounds = stream_bounds(file.path, part_bytes) if is_bz2 else [0, file.path.stat().st_size]
         for number, (start, end) in enumerate(itertools.pairwise(bounds), 1):
-            name = f"{file.path.parent.name}/{file.path.name}" + (f" ({number} of {len(bounds) - 1})" if len(bounds) > 2 else "")
-            yield Part(f"{file.code}: {name}", file.code, file.form, (file.path,), start, end)
-    for (folder, code), paths in folders.items():
-        yield Part(
-            f"{folder.parent.name}/{folder.name}",
-            code,
-            "wikiextractor",
-            tuple(sorted(paths)),
-            0,
-            sum(path.stat().st_size for path in paths),
-        )
+            piece = f" ({number} of {len(bounds) - 1})" if len(bounds) > 2 else ""
+            yield Part(f"{file.code}: {file.name}{piece}", file.code, file.form, (file.path,), start, end)
+    for (code, folder), paths in folders.items():
+        yield Part(f"{code}: {folder}", code, "wikiextractor", tuple(sorted(paths)), 0, sum(path.stat().st_size for path in paths))
 
 
 def stream_bounds(path: Path, part_bytes: int = PART_BYTES) -> list[int]:

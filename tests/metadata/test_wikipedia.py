@@ -44,7 +44,7 @@ def test_a_multistream_dump_is_read_in_parts(tmp_path: Path) -> None:
     assert len(parts) > 3
     assert [part.end for part in parts[:-1]] == [part.start for part in parts[1:]]
     assert (parts[0].start, parts[-1].end) == (0, path.stat().st_size)
-    assert parts[1].name == f"de: {tmp_path.name}/{path.name} (2 of {len(parts)})"
+    assert parts[1].name == f"de: {path.name} (2 of {len(parts)})"
     titles = [article.title for part in parts for article in articles(part)]
     assert titles == list(TEXTS)
     assert read(path, part_bytes=1000) == EXPECTED
@@ -89,6 +89,20 @@ def test_parquet(tmp_path: Path, folder: str, code: str) -> None:
     assert [part.code for part in find_parts([tmp_path])] == [code] * 2
     assert [part.code for part in find_parts([tmp_path / folder])] == [code] * 2
     assert read(tmp_path) == EXPECTED
+
+
+def test_no_two_parts_have_the_same_name(tmp_path: Path) -> None:
+    """Files of the same name in folders of the same name: a part is known by its name."""
+    for folder in ("20231101.de/a/x", "20231101.de/b/x", "c/x", "d/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"text": [folder]}), tmp_path / folder / "0.parquet")
+    parts = find_parts([tmp_path / "20231101.de", f"fr={tmp_path}/c/x", f"it={tmp_path}/d/x"])
+    assert [part.name for part in parts] == [
+        "de: 20231101.de/a/x/0.parquet",
+        "de: 20231101.de/b/x/0.parquet",
+        "fr: x/0.parquet",
+        "it: x/0.parquet",
+    ]
 
 
 def test_a_build_inside_of_the_folder_is_not_read(tmp_path: Path) -> None:
