@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from mc2.quickstart import drawings, pool, tasks
 from mc2.quickstart.run import Quickstart
 
 STEPS = 52  # the warm-up of the experiment has 50
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without it, and tests of Ctrl-C would wait for ever
 
 
 @pytest.fixture(scope="session")
