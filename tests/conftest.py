@@ -11,7 +11,9 @@ from mc2.quickstart.run import Quickstart
 
 STEPS = 52  # the warm-up of the experiment has 50
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without it, and tests of Ctrl-C would wait for ever
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job begins without it, and tests of Ctrl-C would wait for ever
 
 
 @pytest.fixture(scope="session")
