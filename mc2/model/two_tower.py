@@ -6,13 +6,15 @@ Shapes: B pairs on this rank, H and W pixels, L tokens, D embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mc2.model.text_tower import TextConfig, TextTower
 from mc2.model.vision_tower import VisionConfig, VisionTower
@@ -68,6 +70,18 @@ class LogitScale(nn.Module):
         return self.log.squeeze(0).exp()  # in this order: FSDP2 wants no view as output
 
 
+def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, num_parts: int) -> Tensor:
+    """The features of a batch, made in equal parts whose activations are not kept: the backward pass makes one part after the other again.
+
+    The gradient is that of the whole batch at once, random draws (dropout) are repeated, and weights are ready for their gradient's exchange once.
+    Without gradients the parts only bound memory. Source: GradCache (arXiv 2101.06983), here as recomputation inside autograd.
+    """
+    if num_parts == 1:
+        return encode(batch)
+    parts = torch.split(batch, -(-len(batch) // num_parts))
+    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+
+
 class TwoTower(nn.Module):
     """CLIP: a vision tower and a text tower that agree on matching pairs. Features are fp32 and of unit length."""
 
@@ -97,7 +111,10 @@ class TwoTower(nn.Module):
         """Token ids (B, L) -> (B, D)."""
         return F.normalize(self.text(tokens_BL).float(), dim=-1)
 
-    def forward(self, image_B3HW: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image features (B, D), text features (B, D), logit scale."""
+    def forward(self, image_B3HW: Tensor, tokens_BL: Tensor, micro_batches: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Image features (B, D), text features (B, D), logit scale. Activations of at most B / micro_batches rows of one tower exist at a time."""
         # by the class, because FSDP2 replaces the instance's encode_* by forms that gather weights, which forward has done already
-        return TwoTower.encode_image(self, image_B3HW), TwoTower.encode_text(self, tokens_BL), self.logit_scale()
+        encode_image, encode_text = partial(TwoTower.encode_image, self), partial(TwoTower.encode_text, self)
+        image_BD = encode_in_parts(encode_image, image_B3HW, micro_batches)
+        text_BD = encode_in_parts(encode_text, tokens_BL, micro_batches)
+        return image_BD, text_BD, self.logit_scale()

@@ -21,7 +21,7 @@ from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
-from mc2.training.module import ContrastiveModule
+from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
 from mc2.training.telemetry import Telemetry
@@ -87,6 +87,7 @@ class Commands(LightningCLI):
         if isinstance(self.model, ContrastiveModule):
             if isinstance(self.datamodule, ShardDataModule):
                 check_images(self.datamodule.preprocess, self.model.tower_config)
+                check_micro_batches(self.model.micro_batches, self.datamodule.batch_size)
             if path is not None:
                 check_checkpoint(path, self.model.tower_config.to_json())
         settings["ckpt_path"] = None if path is None else str(path)

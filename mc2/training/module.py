@@ -25,12 +25,22 @@ class Ranking(NamedTuple):
     tokens: Tensor
 
 
+def check_micro_batches(micro_batches: int, batch_size: int) -> None:
+    """Errors: ValueError if the parts of a batch would not be equal."""
+    if batch_size % micro_batches:
+        raise ValueError(
+            f"model.micro_batches: found {micro_batches} for a batch of {batch_size} pairs, need a number that divides it; change one of them"
+        )
+
+
 class ContrastiveModule(LightningModule):
     """Two towers trained to agree on matching pairs.
 
     Logs train/loss and val/loss (nats per pair, mean over ranks; this rank's rows against all columns), train/logit_scale and train/lr. After each step the
-    logit scale is brought back into [1, max_logit_scale]. The loss sees the pairs of one batch on all ranks: gradient accumulation, which would silently
-    leave out the other micro-batches' pairs, is refused.
+    logit scale is brought back into [1, max_logit_scale].
+    micro_batches: the towers run on so many equal parts of this rank's batch, one after the other, and again in the backward pass: memory for activations
+    of one part, a third more computation, gradients of the whole batch with all its negatives. Lightning's own accumulation is refused, because it would
+    silently leave out the pairs of the other micro-batches.
     """
 
     def __init__(
@@ -39,11 +49,15 @@ class ContrastiveModule(LightningModule):
         loss: ContrastiveLoss | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  (frozen)
         max_logit_scale: float = 100.0,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
         if max_logit_scale <= 1:
             raise ValueError(f"model.max_logit_scale: found {max_logit_scale}, need a number above 1")
+        if micro_batches < 1:
+            raise ValueError(f"model.micro_batches: found {micro_batches}, need at least 1")
         self.tower_config, self.optimizer_config, self.max_logit_scale = towers, optimizer, max_logit_scale
+        self.micro_batches = micro_batches
         self.loss = loss or ContrastiveLoss()
 
     def configure_model(self) -> None:
@@ -58,7 +72,7 @@ class ContrastiveModule(LightningModule):
         if stage == "fit" and self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, need 1 (pairs of other micro-batches would be "
-                "no negatives); use a larger batch or more processes"
+                "no negatives); give the whole batch to data and set model.init_args.micro_batches, which computes it in parts"
             )
         if stage == "fit" and self.trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps: found {self.trainer.max_steps}, need the number of steps, which the schedule ends at")
@@ -80,10 +94,11 @@ class ContrastiveModule(LightningModule):
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss of this rank, image features (B, D), text features (B, D), logit scale."""
-        image_BD, text_BD, logit_scale = self.towers(batch.image, batch.tokens)
+        image_BD, text_BD, logit_scale = self.towers(batch.image, batch.tokens, self.micro_batches)
         return self.loss(image_BD, text_BD, logit_scale), image_BD, text_BD, logit_scale
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
+        check_micro_batches(self.micro_batches, len(batch.image))
         loss: Tensor
         loss, _, _, logit_scale = self(batch)
         self.log("train/loss", loss.detach(), sync_dist=True, prog_bar=True, batch_size=len(batch.image))

@@ -164,7 +164,11 @@ def test_predict_ranks_texts(call: Callable[..., int], tmp_path: Path, capsys: p
         ({"model": {"class_path": "mc2.training.module.Contrast"}}, "has no attribute 'Contrast'"),
         ({"model": {"init_args": {"towers": {"text": {"width": 15}}}}}, "^text tower: found width 15 with 2 heads"),
         ({"model": {"init_args": {"optimizer": {"warmup_steps": 6}}}}, "found 6 with trainer.max_steps 6, need fewer"),
-        ({"trainer": {"accumulate_grad_batches": 2}}, "trainer.accumulate_grad_batches: found 2, need 1"),
+        (
+            {"trainer": {"accumulate_grad_batches": 2}},
+            r"trainer.accumulate_grad_batches: found 2, need 1 .* set model.init_args.micro_batches",
+        ),
+        ({"model": {"init_args": {"micro_batches": 3}}}, "model.micro_batches: found 3 for a batch of 8 pairs"),
         ({"trainer": {"max_steps": -1}}, "trainer.max_steps: found -1, need the number of steps"),
         ({"checkpoints": {"keep": 0}}, "found every_n_steps 2 and keep 0"),
         ({"model": {"init_args": {"max_logit_scale": 0.5}}}, "model.max_logit_scale: found 0.5"),
