@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mc2.model.attention import Attention
 from mc2.model.initialisation import init_block
+from mc2.model.token_embedding import TokenEmbedding
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -88,7 +89,7 @@ class TextTower(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.width)
         self.position_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.blocks = nn.Sequential(*(TextBlock(config) for _ in range(config.layers)))
         self.ln_final = nn.LayerNorm(config.width)

@@ -50,17 +50,19 @@ def mixed_precision(precision: str) -> MixedPrecisionPolicy:
 
 
 def shard(towers: TwoTower, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    """Shard in place: block by block, then the rest of each tower, then the logit scale, which stays fp32.
+    """Shard in place: the token embedding by rows, the rest block by block, then what is left of each tower, then the logit scale, which stays fp32.
 
     All ranks begin with the weights of rank 0, whatever their generators did before.
     """
     for parameter in towers.parameters():
         dist.broadcast(parameter.detach(), src=0)
+    towers.text.token_embedding.shard(mesh, policy.param_dtype)
+    rows = {towers.text.token_embedding.weight}  # these travel by themselves
     for tower, blocks in ((towers.vision, towers.vision.trunk.blocks), (towers.text, towers.text.blocks)):
         for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(tower, mesh=mesh, mp_policy=policy)
+        fully_shard(tower, mesh=mesh, mp_policy=policy, ignored_params=rows)
     fully_shard(towers.logit_scale, mesh=mesh)
-    fully_shard(towers, mesh=mesh)
+    fully_shard(towers, mesh=mesh, ignored_params=rows)
     for method in ("encode_image", "encode_text"):  # without it a tower called alone mixes sharded and plain tensors
         register_fsdp_forward_method(towers, method)

@@ -57,7 +57,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return train(str(tmp_path_factory.mktemp("alone")), "auto", 1)
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 1)])
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 1), ("fsdp2", 4)])
 def test_trains_as_one_process_does(strategy: str, ranks: int, alone: dict[str, Any], tmp_path: Path) -> None:
     for found in run_processes(train, [(str(tmp_path), strategy, ranks)] * ranks, join=False):
         assert len(found["losses"]) == STEPS
