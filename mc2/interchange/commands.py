@@ -90,8 +90,8 @@ def differences(report: dict[str, Any]) -> str:
 def read_towers(ckpt_path: Path) -> TwoTower:
     """The towers in a checkpoint. Errors: ValueError for a checkpoint of something else, or weights that do not fit its configuration."""
     from mc2.interchange.checkpoint import read_checkpoint
-    from mc2.interchange.model_directory import check_shapes
     from mc2.model.two_tower import TwoTower, TwoTowerConfig
+    from mc2.model.weights import check_shapes
 
     checkpoint = read_checkpoint(ckpt_path)
     if "towers" not in checkpoint.values:

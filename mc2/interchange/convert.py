@@ -16,10 +16,11 @@ import yaml
 from mc2 import storage
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.tokenizer import Tokenizer
-from mc2.interchange.model_directory import PARITY, SENTENCEPIECE_FILE, Clip, check_shapes, replace_folder, save
+from mc2.interchange.model_directory import PARITY, SENTENCEPIECE_FILE, Clip, replace_folder, save
 from mc2.interchange.parity import OtherSide, parity
 from mc2.interchange.weight_names import Place, to_ours
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.model.weights import check_shapes
 
 Target = Literal["open_clip", "transformers", "timm", "onnx"]
 Mode = Literal["crop", "squash"]

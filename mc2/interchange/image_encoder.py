@@ -13,7 +13,8 @@ from PIL import Image
 
 from mc2 import storage
 from mc2.curation.image_hash import ImageEncoder
-from mc2.interchange.model_directory import CONFIG, WEIGHTS, load
+from mc2.interchange.model_directory import load
+from mc2.model.weights import CONFIG, WEIGHTS
 
 
 @final

@@ -20,17 +20,18 @@ from typing import Any, final
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mc2 import __version__, storage
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.model.weights import CONFIG, FORMAT, WEIGHTS, read_weights
+from mc2.training.initial_weights import read_folder_config
 
-FORMAT = "mc2"
-WEIGHTS, CONFIG, PARITY = "model.safetensors", "config.json", "parity.json"
+PARITY = "parity.json"
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"  # in folders of open_clip and transformers
 FILES = (WEIGHTS, CONFIG, "tokenizer.model", "tokenizer.json")
 
@@ -151,37 +152,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
 
 def read_config(path: Path) -> tuple[TwoTowerConfig, ImagePreprocess]:
     """The settings in config.json. Errors: ValueError for another format or for settings that this version does not know."""
-    value = storage.read_json(path)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ValueError(f'{path}: not the config of an mc2 model folder; need "format": "{FORMAT}" (write one with `mc2 export`)')
+    value = read_folder_config(path)
     try:
         plain: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value["preprocess"].items()}
         return TwoTowerConfig.from_json(value["towers"]), ImagePreprocess(**plain)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: written by mc2 {value.get('mc2')}, this is {__version__} ({error}); export the model again") from error
-
-
-def read_weights(path: Path, need: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Errors: ValueError for another kind of file, one that is cut short, or other names and shapes than
-    `need`.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file, or cut short ({error}); copy or export it again") from error
-    check_shapes(str(path), found, need)
-    return load_file(path)
-
-
-def check_shapes(where: str, found: Mapping[str, Sequence[int]], need: Mapping[str, Sequence[int]]) -> None:
-    """Errors: ValueError that names the first weight that is missing, unknown or of another shape."""
-    for name in [*need, *found]:
-        if name not in found or name not in need:
-            raise ValueError(
-                f"{where}: {'found no' if name not in found else 'found an unknown'} weight {name!r}; the model has another architecture"
-            )
-        if tuple(found[name]) != tuple(need[name]):
-            raise ValueError(
-                f"{where}: found {name} of shape {tuple(found[name])}, need {tuple(need[name])}; the model has another architecture"
-            )

@@ -53,6 +53,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **on)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def extra_repr(self) -> str:
+        return f"heads={self.num_heads}"
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, L, W) -> (B, L, W). With `is_causal` a position sees itself and what is before it."""
         batch, length, width = x.shape

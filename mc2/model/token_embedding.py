@@ -96,7 +96,7 @@ class TokenEmbedding(nn.Module):
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
         """Keep only this rank's rows, as a DTensor. All ranks must have the same weights. Rows travel, and come out, in `dtype`; None keeps theirs."""
         placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
-        self.weight = nn.Parameter(distribute_tensor(self.weight.detach(), mesh, placements))
+        self.weight = nn.Parameter(distribute_tensor(self.weight.detach(), mesh, placements), requires_grad=self.weight.requires_grad)
         self.shards, self.dtype = mesh.get_group(mesh.ndim - 1), dtype
         self.replicas = mesh.get_group(0) if mesh.ndim == 2 else None
 

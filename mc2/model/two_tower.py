@@ -6,7 +6,8 @@ Shapes: B pairs on this rank, H and W pixels, L tokens, D embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -96,6 +97,23 @@ class TwoTower(nn.Module):
         self.logit_scale = LogitScale(config.init_logit_scale)
         for name, values in (("pixel_mean", config.mean), ("pixel_std", config.std)):  # of 0 .. 255, as images arrive
             self.register_buffer(name, 255.0 * torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.locked: frozenset[str] = frozenset()
+
+    def lock(self, names: Iterable[str]) -> None:
+        """Keep "vision" or "text" as it is from now on: no gradient, and evaluation mode (no dropout) whatever `train` says."""
+        self.locked = frozenset(names)
+        for name in self.locked:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TwoTower:
+        super().train(mode)
+        for name in self.locked:
+            self.get_submodule(name).eval()
+        return self
+
+    def _gradient(self, tower: str) -> AbstractContextManager[None]:
+        return torch.no_grad() if tower in self.locked else nullcontext()
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, D). Errors: ValueError for another type or size."""
@@ -105,11 +123,13 @@ class TwoTower(nn.Module):
                 f"encode_image: found {image_B3HW.dtype} {tuple(image_B3HW.shape)}, need torch.uint8 (B, 3, {size}, {size}); "
                 "give preprocessing and vision tower one image_size"
             )
-        return F.normalize(self.vision((image_B3HW - self.pixel_mean) / self.pixel_std).float(), dim=-1)
+        with self._gradient("vision"):
+            return F.normalize(self.vision((image_B3HW - self.pixel_mean) / self.pixel_std).float(), dim=-1)
 
     def encode_text(self, tokens_BL: Tensor) -> Tensor:
         """Token ids (B, L) -> (B, D)."""
-        return F.normalize(self.text(tokens_BL).float(), dim=-1)
+        with self._gradient("text"):
+            return F.normalize(self.text(tokens_BL).float(), dim=-1)
 
     def forward(self, image_B3HW: Tensor, tokens_BL: Tensor, micro_batches: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (B, D), text features (B, D), logit scale. Activations of at most B / micro_batches rows of one tower exist at a time."""

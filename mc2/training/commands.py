@@ -9,6 +9,7 @@ import logging
 import re
 import signal
 import warnings
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -16,11 +17,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
+from mc2.training.initial_weights import check_initial_weights, check_tokenizer
 from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
@@ -90,6 +93,9 @@ class Commands(LightningCLI):
                 check_micro_batches(self.model.micro_batches, self.datamodule.batch_size)
             if path is not None:
                 check_checkpoint(path, self.model.tower_config.to_json())
+                self.model.init_from = None  # the checkpoint has every weight; the folder need not be there any more
+            elif self.model.init_from is not None:
+                check_beginning(self.model.init_from, self.model, self.datamodule)
         settings["ckpt_path"] = None if path is None else str(path)
         settings["weights_only"] = True
 
@@ -100,6 +106,14 @@ def check_images(found: ImagePreprocess, need: TwoTowerConfig) -> None:
     for name, (data, towers) in pairs.items():
         if data != towers:
             raise ValueError(f"data.preprocess.{name}: found {data}, need {towers} as in model.towers; give both the same")
+
+
+def check_beginning(folder: Path, model: ContrastiveModule, data: LightningDataModule) -> None:
+    """Say what of a model folder is changed on loading. Errors: ValueError if it does not fit the towers or the tokenizer."""
+    notes = check_initial_weights(folder, model.tower_config, model.init_towers)
+    if isinstance(data, ShardDataModule) and "text" in model.init_towers:
+        check_tokenizer(data.tokenizer, folder)
+    rank_zero_only(print)(f"weights: {', '.join(model.init_towers)} of {folder}" + "".join(f"; {note}" for note in notes))
 
 
 def one_line(message: str) -> str:
@@ -139,6 +153,7 @@ def main(argv: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)  # Lightning 2.6 on torch 2.15
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # locked towers are meant to be
             commands = command_line(argv)
     except ArgumentError as error:
         cure = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from mc2.data.batch import PairBatch
 from mc2.model.loss import ContrastiveLoss
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
 from mc2.training.parallel import FSDP2Strategy, mixed_precision, shard
 
@@ -33,6 +35,20 @@ def check_micro_batches(micro_batches: int, batch_size: int) -> None:
         )
 
 
+def check_towers(init_from: Path | None, init_towers: Sequence[Tower], locked: Sequence[Tower]) -> None:
+    """Errors: ValueError for locked towers that nobody trained, for nothing left to train, or for a choice without effect."""
+    if init_from is None and set(init_towers) != set(TOWERS):
+        raise ValueError(f"model.init_towers: found {list(init_towers)} without model.init_from, need a model folder to take them from")
+    if not init_towers:
+        raise ValueError("model.init_towers: found none, need at least one of vision and text; leave init_from out to begin anew")
+    if set(locked) >= set(TOWERS):
+        raise ValueError("model.locked: found both towers, need one that is trained; lock vision or text")
+    if locked and (init_from is None or not set(locked) <= set(init_towers)):
+        raise ValueError(
+            f"model.locked: found {list(locked)} with init_from {init_from} and init_towers {list(init_towers)}, need trained weights for what is locked; give init_from"
+        )
+
+
 class ContrastiveModule(LightningModule):
     """Two towers trained to agree on matching pairs.
 
@@ -41,6 +57,10 @@ class ContrastiveModule(LightningModule):
     micro_batches: the towers run on so many equal parts of this rank's batch, one after the other, and again in the backward pass: memory for activations
     of one part, a third more computation, gradients of the whole batch with all its negatives. Lightning's own accumulation is refused, because it would
     silently leave out the pairs of the other micro-batches.
+
+    init_from: model folder (`mc2 import`, `mc2 export`) whose weights training begins with; position embeddings are fitted to another image_size or a shorter
+    context_length. init_towers: only these of it (default: both towers and the logit scale). locked: towers that stay as they are (LiT): evaluation mode,
+    no gradient, no optimizer state.
     """
 
     def __init__(
@@ -50,6 +70,9 @@ class ContrastiveModule(LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  (frozen)
         max_logit_scale: float = 100.0,
         micro_batches: int = 1,
+        init_from: Path | None = None,
+        init_towers: Sequence[Tower] = TOWERS,
+        locked: Sequence[Tower] = (),
     ) -> None:
         super().__init__()
         if max_logit_scale <= 1:
@@ -58,12 +81,17 @@ class ContrastiveModule(LightningModule):
             raise ValueError(f"model.micro_batches: found {micro_batches}, need at least 1")
         self.tower_config, self.optimizer_config, self.max_logit_scale = towers, optimizer, max_logit_scale
         self.micro_batches = micro_batches
+        check_towers(init_from, init_towers, locked)
+        self.init_from, self.init_towers, self.locked = init_from, tuple(init_towers), tuple(locked)
         self.loss = loss or ContrastiveLoss()
 
     def configure_model(self) -> None:
         if "towers" in self._modules:  # runs once per stage (fit, validate, ...): only the first call may build and shard
             return
         self.towers = TwoTower(self.tower_config)
+        if self.init_from is not None and self.trainer.is_global_zero:  # DDP and `shard` give the others what rank 0 has
+            load_initial_weights(self.towers, self.init_from, self.init_towers)
+        self.towers.lock(self.locked)
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
             shard(self.towers, strategy.mesh, mixed_precision(str(self.trainer.precision)))

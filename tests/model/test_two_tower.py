@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -106,6 +108,46 @@ def test_every_parameter_gets_a_gradient(vision: VisionConfig) -> None:
     image, text, scale = towers(torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), torch.tensor([[0, 5, 2], [0, 6, 2], [0, 7, 2]]))
     (scale * (image @ text.T)).logsumexp(1).sum().backward()
     assert [name for name, parameter in towers.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_patch_dropout_drops_in_training_only(prefix: int) -> None:
+    """timm's, with our attention: 16 patches become 8, the prefix tokens stay, and evaluation sees all of them."""
+    plain = VisionConfig(image_size=16, patch_size=4, width=16, layers=2, heads=2, timm_kwargs={"reg_tokens": prefix - 1})
+    full = VisionTower(plain, 8)
+    tower = VisionTower(replace(plain, timm_kwargs={"reg_tokens": prefix - 1, "patch_drop_rate": 0.5}), 8)
+    tower.load_state_dict(full.state_dict())
+    lengths: list[int] = []
+    for block in tower.trunk.blocks:
+        block.register_forward_hook(lambda _block, _in, out: lengths.append(out.shape[1]))
+    pixels = torch.randn(3, 3, 16, 16)
+    first, second = tower.train()(pixels), tower(pixels)
+    assert lengths == [prefix + 8] * 4
+    assert not torch.allclose(first, second)
+    assert torch.equal(tower.eval()(pixels), full.eval()(pixels))
+    assert lengths[4:] == [prefix + 16] * 2
+    torch.manual_seed(5)
+    found = tower.train()(pixels)
+    torch.manual_seed(5)  # the kept patches by hand: those whose draw is among the smallest 8
+    kept = torch.randn(3, 16).argsort(dim=1)[:, :8]
+    trunk: Any = full.trunk
+    states = trunk._pos_embed(trunk.patch_embed(pixels))
+    rows = torch.arange(3)[:, None]
+    states = torch.cat([states[:, :prefix], states[:, prefix:][rows, kept]], dim=1)
+    states = trunk.norm(trunk.blocks(trunk.norm_pre(states)))
+    torch.testing.assert_close(found, full.projection(trunk.forward_head(states)))
+
+
+def test_a_locked_tower_has_no_dropout_and_no_graph() -> None:
+    towers = TwoTower(replace(CONFIG, vision=replace(VISION, timm_kwargs={"patch_drop_rate": 0.5})))
+    towers.lock(["vision"])
+    towers.train()
+    image = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    image_features, text_features, _ = towers(image, torch.tensor([[0, 5, 2]]))
+    assert torch.equal(image_features, towers.encode_image(image))
+    assert not image_features.requires_grad
+    assert text_features.requires_grad
+    assert (towers.vision.training, towers.text.training, towers.eval().text.training) == (False, True, False)
 
 
 def test_concatenated_readout_is_all_positions_side_by_side() -> None:
