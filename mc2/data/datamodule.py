@@ -25,7 +25,7 @@ class ShardDataModule(LightningDataModule):
     shards: folder of tars, ours or plain img2dataset ones. tokenizer: folder with tokenizer.model. balance: folder of the balance for
     on-line balancing (None: every pair of every pass). batch_size: pairs on one rank. steps_per_epoch: batches of a virtual epoch; it only
     says when Lightning counts one.
-    languages: only captions of these (None: all; shards without language labels cannot be filtered).
+    languages: only captions of these (None: all; shards without language labels cannot be filtered). without_languages: all captions but those of these.
     shuffle_shards, shuffle_block: records are shuffled over this many shards at once, this many records of each.
     lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of
     the workers and ranks to come, and the order stays the same on another number of them.
@@ -48,6 +48,7 @@ class ShardDataModule(LightningDataModule):
         context_length: int = 77,
         preprocess: ImagePreprocess = ImagePreprocess(),  # noqa: B008  (frozen)
         languages: list[str] | None = None,
+        without_languages: list[str] | None = None,
         shuffle_shards: int = 8,
         shuffle_block: int = 128,
         lanes: int | None = None,
@@ -73,11 +74,16 @@ class ShardDataModule(LightningDataModule):
         self.languages = None if languages is None else frozenset(language_codes.canonical(code) for code in languages)
         if self.languages is not None and not self.languages:
             raise ValueError("data: found an empty list of languages, need at least one; leave `languages` out for all")
+        if languages is not None and without_languages is not None:
+            raise ValueError(
+                "data: found languages and without_languages, need at most one of them; name those to keep or those to leave out"
+            )
+        self.without = frozenset(language_codes.canonical(code) for code in without_languages or ())
         self.preprocess, self.context_length = preprocess, context_length
         self.tokenizer = Tokenizer(tokenizer, context_length)
         self.vocab_size, self.eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
         self._folder: ShardFolder | None = None
-        self._maker = SampleMaker(preprocess, seed, None, self.languages)
+        self._maker = SampleMaker(preprocess, seed, None, self.languages, self.without)
         self._train: Loader | None = None
         self._val_drops: Counter[str] = Counter()
 
@@ -90,7 +96,7 @@ class ShardDataModule(LightningDataModule):
         if stage == "fit" and self._folder is None:
             self._folder = open_folder(self.shards)
             probabilities = None if self.balance is None else Balance.load(self.balance).probabilities
-            self._maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages)
+            self._maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without)
 
     def train_dataloader(self) -> Loader:
         """The one loader of the run: Lightning saves and restores its state."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 class SampleMaker:
     """Draws and decodes.
 
-    `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all).
+    `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all); `without`: none of these.
 
     Every choice is a keyed hash of (seed, pass, pair key).
     """
@@ -44,14 +44,19 @@ class SampleMaker:
     seed: int
     probabilities: Mapping[str, FloatArray] | None = None
     languages: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+
+    def takes(self, language: str) -> bool:
+        """Whether captions of this language are used."""
+        return (self.languages is None or language in self.languages) and language not in self.without
 
     def draw(self, record: Record, epoch: int) -> PackedCaption | str:
         """The caption of the record in this pass, or the reason why there is none."""
         captions = record.captions
         if not captions:
             return record.drops[-1]
-        if self.languages is not None:
-            captions = tuple(caption for caption in captions if caption.language in self.languages)
+        if self.languages is not None or self.without:
+            captions = tuple(caption for caption in captions if self.takes(caption.language))
             if not captions:
                 return "other_language"
         if self.probabilities is None:
@@ -79,7 +84,7 @@ class SampleMaker:
 
     def evaluate(self, record: Record) -> Sample | str:
         """A sample with the evaluation transform and the caption of pass 0, not balanced away, or the reason why there is none."""
-        caption = SampleMaker(self.preprocess, self.seed, None, self.languages).draw(record, 0)
+        caption = replace(self, probabilities=None).draw(record, 0)
         if isinstance(caption, str):
             return caption
         assert isinstance(record.image, bytes)

@@ -153,6 +153,8 @@ def test_passes_draw_different_captions(shards: Path, tokenizer_folder: Path) ->
 def test_language_filter(shards: Path, tokenizer_folder: Path) -> None:
     loader = data(shards, tokenizer_folder, languages=["de", "fr"]).loader(0, 1)
     assert {language for batch in batches(loader, 20) for language in batch.languages} == {"de", "fr"}
+    loader = data(shards, tokenizer_folder, without_languages=["fr", "ja"]).loader(0, 1)
+    assert {language for batch in batches(loader, 20) for language in batch.languages} == {"de", "en"}
     with pytest.raises(ValueError, match=r"no pair of the shards can be used \(other_language \d+\)"):
         batches(data(shards, tokenizer_folder, languages=["ja"]).loader(0, 1), 1)
     with pytest.raises(ValueError, match="unknown language code 'xx'"):
