@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from mc2.data.batch import PairBatch
 from mc2.model.loss import ContrastiveLoss
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
 from mc2.training.parallel import FSDP2Strategy, mixed_precision, shard
@@ -73,6 +74,7 @@ class ContrastiveModule(LightningModule):
         init_from: Path | None = None,
         init_towers: Sequence[Tower] = TOWERS,
         locked: Sequence[Tower] = (),
+        parallel: ParallelConfig = ParallelConfig(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__()
         if max_logit_scale <= 1:
@@ -80,9 +82,9 @@ class ContrastiveModule(LightningModule):
         if micro_batches < 1:
             raise ValueError(f"model.micro_batches: found {micro_batches}, need at least 1")
         self.tower_config, self.optimizer_config, self.max_logit_scale = towers, optimizer, max_logit_scale
-        self.micro_batches = micro_batches
         check_towers(init_from, init_towers, locked)
         self.init_from, self.init_towers, self.locked = init_from, tuple(init_towers), tuple(locked)
+        self.micro_batches, self.parallel = micro_batches, parallel
         self.loss = loss or ContrastiveLoss()
 
     def configure_model(self) -> None:
@@ -92,9 +94,10 @@ class ContrastiveModule(LightningModule):
         if self.init_from is not None and self.trainer.is_global_zero:  # DDP and `shard` give the others what rank 0 has
             load_initial_weights(self.towers, self.init_from, self.init_towers)
         self.towers.lock(self.locked)
+        prepare_blocks(self.towers, self.parallel)
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
-            shard(self.towers, strategy.mesh, mixed_precision(str(self.trainer.precision)))
+            shard(self.towers, strategy, mixed_precision(str(self.trainer.precision)))
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer.accumulate_grad_batches != 1:

@@ -28,11 +28,9 @@ TOWERS = TwoTowerConfig(
 )
 
 
-def tiny_module(warmup_steps: int = 1, max_logit_scale: float = 100.0) -> ContrastiveModule:
+def tiny_module(warmup_steps: int = 1, **settings: Any) -> ContrastiveModule:
     torch.manual_seed(0)
-    return ContrastiveModule(
-        TOWERS, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=warmup_steps), max_logit_scale=max_logit_scale
-    )
+    return ContrastiveModule(TOWERS, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=warmup_steps), **settings)
 
 
 class Pairs:
