@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc2.curation.automaton import COPY, SPACE
-from mc2.curation.compiled import compiled
+from mc2.curation.compiled import compiled, inlined
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
@@ -221,7 +221,7 @@ def find(nodes: Ints, records: Bytes, treatment: Bytes, data: Bytes, starts: Lon
     return lengths, found[:total]
 
 
-@compiled
+@inlined
 def _spaced(data: Bytes, start: int, stop: int, treatment: Bytes, text: Bytes) -> int:
     """Write the caption as it is searched to `text`: with a space at both ends and around marks. Returns its number of bytes."""
     text[0] = 32
@@ -243,7 +243,7 @@ def _spaced(data: Bytes, start: int, stop: int, treatment: Bytes, text: Bytes) -
     return size + 1
 
 
-@compiled
+@inlined
 def _walk(nodes: Ints, records: Bytes, slot: int, text: Bytes, size: int, place: int, found: Ints, total: int) -> int:
     """Write the numbers of all patterns that go on from a node with a place of the text behind the `total` that are found, as far as there is room; the new
     total."""
@@ -270,7 +270,7 @@ def _walk(nodes: Ints, records: Bytes, slot: int, text: Bytes, size: int, place:
         place += 1
 
 
-@compiled
+@inlined
 def _add(records: Bytes, position: int, found: Ints, total: int) -> int:
     """Write the number of a pattern and of its equals, as far as there is room; the new total."""
     while True:
@@ -283,7 +283,7 @@ def _add(records: Bytes, position: int, found: Ints, total: int) -> int:
         position += HEAD + (records[position + 4] | records[position + 5] << 8)
 
 
-@compiled
+@inlined
 def _sorted_unique(values: Ints, first: int, behind: int) -> int:
     """Sort values[first:behind] in place, the unique ones to the front; the position behind them. By insertion, as there is nearly always a dozen of them."""
     gap = 1

@@ -27,6 +27,8 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 # "paper": English gets its threshold back from p like every other language. "published_code": English keeps the threshold that p was computed from.
 EnglishRule = Literal["paper", "published_code"]
 
+PUBLISHED_THRESHOLD = 170_000  # of English, at 2.5 billion pairs
+
 
 # --- rules --------------------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Balance:
     """Thresholds and probabilities of all languages that have a caption."""
 
     tail_share: float
-    english_threshold: int
+    english_threshold: int | None
     english_rule: EnglishRule
     languages: Mapping[str, LanguageBalance]
 
@@ -193,15 +195,35 @@ class Balance:
         storage.write_json(folder / "balance.json", {**rules, **summary, "languages": rows})
 
 
+def english_threshold_in_force(english_threshold: int | None, english_rule: EnglishRule, share: float | None) -> int | None:
+    """The threshold of English that p, or English itself, depends on: the published one by default; None if nothing does, because the tail share p is given.
+
+    Errors: ValueError for a threshold below 1, and for one that nothing would depend on.
+    """
+    if share is not None and english_rule == "paper":
+        if english_threshold is not None:
+            raise ValueError(
+                f"balance: found the English threshold {english_threshold} and the tail share {share}, need one of them: English gets its threshold from the "
+                'tail share as all languages do, except under the English rule "published_code"'
+            )
+        return None
+    if english_threshold is not None and english_threshold < 1:
+        raise ValueError(f"balance: found an English threshold of {english_threshold}, need at least 1")
+    return PUBLISHED_THRESHOLD if english_threshold is None else english_threshold
+
+
 def balance_languages(
-    counts: Mapping[str, NDArray[np.int64]], english_threshold: int, english_rule: EnglishRule = "paper", share: float | None = None
+    counts: Mapping[str, NDArray[np.int64]],
+    english_threshold: int | None = None,
+    english_rule: EnglishRule = "paper",
+    share: float | None = None,
 ) -> Balance:
     """Thresholds and probabilities of all languages from their counts.
 
-    The tail share p is that of English at `english_threshold`, unless `share` gives it. Errors: ValueError if p can be had neither way.
+    The tail share p is that of English at `english_threshold`, unless `share` gives it. Errors: ValueError if p can be had neither way; see also
+    `english_threshold_in_force`.
     """
-    if english_threshold < 1:
-        raise ValueError(f"balance: found an English threshold of {english_threshold}, need at least 1")
+    english_threshold = english_threshold_in_force(english_threshold, english_rule, share)
     if share is not None and not 0 <= share <= 1:
         raise ValueError(f"balance: found a tail share of {share}, need a number between 0 and 1 (published runs come out near 0.06)")
     if share is None:
@@ -209,11 +231,12 @@ def balance_languages(
             raise ValueError(
                 "balance: no English caption matched, and the tail share comes from English; set `tail_share` (published runs: near 0.06)"
             )
+        assert english_threshold is not None  # p is not given, so it is in force
         share = tail_share(counts["en"], english_threshold)
+    fixed = {"en": english_threshold} if english_rule == "published_code" and english_threshold is not None else {}
     languages = {}
     for code, count in sorted(counts.items()):
-        fixed = code == "en" and english_rule == "published_code"
-        threshold = english_threshold if fixed else head_threshold(count, share)
+        threshold = fixed[code] if code in fixed else head_threshold(count, share)
         languages[code] = LanguageBalance(count, threshold, entry_probabilities(count, threshold))
     return Balance(share, english_threshold, english_rule, languages)
 

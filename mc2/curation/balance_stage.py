@@ -106,7 +106,7 @@ def run_balance(
     matched: str | Path,
     metadata: str | Path,
     out: str | Path,
-    english_threshold: int = 170_000,
+    english_threshold: int | None = None,
     english_rule: balance.EnglishRule = "paper",
     tail_share: float | None = None,
     engine: Engine | None = None,
@@ -118,6 +118,7 @@ def run_balance(
     done, opened = storage.finished(matched, "match", "mc2 curate match"), Metadata.open(metadata)
     if storage.read_json(matched / "inputs.json")["metadata"] != opened.fingerprint:
         raise ValueError(f"{matched}: was matched with other metadata than {opened.folder}; run `mc2 curate match` with this metadata")
+    english_threshold = balance.english_threshold_in_force(english_threshold, english_rule, tail_share)
     duplicates = Path(duplicates) if duplicates is not None else None
     without = check_duplicates(duplicates, storage.read_json(matched / "inputs.json")["pool"])
     rules = {"duplicates": without, "english_threshold": english_threshold, "english_rule": english_rule, "tail_share": tail_share}

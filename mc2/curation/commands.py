@@ -97,7 +97,7 @@ def balance(
     matched: Path,
     metadata: Path,
     out: Path,
-    english_threshold: int = 170_000,
+    english_threshold: int | None = None,
     english_rule: EnglishRule = "paper",
     tail_share: float | None = None,
     seed: int = 0,
@@ -111,10 +111,11 @@ def balance(
         matched: Folder of `mc2 curate match`.
         metadata: Folder of `mc2 metadata build`.
         out: Folder to write; `balance.json` in it shows the arithmetic.
-        english_threshold: Captions an English entry needs to belong to the head. Published: 170,000 for a pool of 2.5 billion pairs, 20,000 for 400
-            million. A small pool needs a small one: the tail should hold 5 to 10 % of the matches.
+        english_threshold: Captions an English entry needs to belong to the head. Published and the default: 170,000 for a pool of 2.5 billion pairs; 20,000
+            for 400 million. A small pool needs a small one: the tail should hold 5 to 10 % of the matches.
         english_rule: "paper": English gets its threshold from the tail share as all languages do. "published_code": English keeps `english_threshold`.
-        tail_share: Share of the matches that belongs to the tail; by default that of English at `english_threshold`. For pools without English.
+        tail_share: Share of the matches that belongs to the tail, for pools without English; by default that of English at `english_threshold`. With the
+            rule "paper" only one of the two can be given.
         seed: Keys the draws that are counted beside what is expected; nothing else depends on it.
         epoch: Keys them too: the epoch of training that would draw the same.
         duplicates: Folder of `mc2 curate duplicates`: the pairs in it do not count. `mc2 curate pack` needs the same.
@@ -245,7 +246,7 @@ def run(
     pool: Path,
     metadata: Path,
     out: Path,
-    english_threshold: int = 170_000,
+    english_threshold: int | None = None,
     english_rule: EnglishRule = "paper",
     tail_share: float | None = None,
     balanced: Balancing = "online",
@@ -271,7 +272,7 @@ def run(
             *.warc.wat.gz (needs `pip install 'mc2[wat]'`).
         metadata: Folder of `mc2 metadata build`.
         out: Folder to write; the same line again goes on where it stopped.
-        english_threshold: Captions an English entry needs to belong to the head (published: 170,000); small for a small pool.
+        english_threshold: Captions an English entry needs to belong to the head (published and the default: 170,000); small for a small pool.
         english_rule: "paper" or "published_code", see `mc2 curate balance --help`.
         tail_share: Share of the matches that belongs to the tail, for pools without English.
         balanced: "online" or "offline", see `mc2 curate pack --help`.
@@ -287,6 +288,7 @@ def run(
         radius: See `mc2 curate duplicates --help`.
         filters: See `mc2 curate pack --help`.
     """
+    from mc2.curation.balance import english_threshold_in_force
     from mc2.curation.balance_stage import Draws, run_balance
     from mc2.curation.hamming import check_radius
     from mc2.curation.hash_stage import open_images
@@ -305,6 +307,7 @@ def run(
             f"{pool}: found no images in the pool, need them for duplicates and filters; leave these out until they are downloaded"
         )
     check_radius(radius)
+    english_threshold_in_force(english_threshold, english_rule, tail_share)
     for folder in benchmarks or []:  # what is wrong with a folder or a filter is found now, not after hours
         open_images(folder, BY_NAME)
     for factory in filters or []:

@@ -15,3 +15,9 @@ def compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder for the cache
         return numba.njit(nogil=True)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """The function as a part of each compiled function that calls it. A call proper counts the references of every array it passes, with atomic operations that
+    cost more than the few instructions of a small function."""
+    return numba.njit(nogil=True, inline="always")(function)

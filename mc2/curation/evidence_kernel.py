@@ -65,57 +65,32 @@ def _slot(h: Any, mask: int) -> Any:
 
 
 @compiled
-def table_slots(hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """An open-addressing table of the first positions of sorted hashes: 2^k slots, at most half of them taken, -1 for a free one."""
+def hash_slots(hashes: NDArray[np.uint64], firsts: NDArray[np.int32]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    """Slots of an open-addressing table with the hashes and their firsts."""
     num_slots = 2
     while num_slots < 2 * len(hashes):
         num_slots *= 2
-    slots = np.full(num_slots, -1, np.int32)
+    keys, values = np.zeros(num_slots, np.uint64), np.zeros(num_slots, np.int32)
     for i in range(len(hashes)):
-        if i == 0 or hashes[i] != hashes[i - 1]:
-            slot = _slot(hashes[i], num_slots - 1)
-            while slots[slot] >= 0:
-                slot = (slot + 1) & (num_slots - 1)
-            slots[slot] = i
-    return slots
+        slot = _slot(hashes[i], num_slots - 1)
+        while keys[slot] != 0:
+            slot = (slot + 1) & (num_slots - 1)
+        keys[slot], values[slot] = hashes[i], firsts[i]
+    return keys, values
 
 
 @compiled
-def _add_gains(table: WordTable, h: Any, latin: bool, standing: NDArray[np.int8], gains: NDArray[np.float32]) -> Any:
-    """Adds what a word says of each language that knows it to gains (C); returns the largest, 0 for a word that is in no list."""
-    mask = len(table.slots) - 1
-    slot = _slot(h, mask)
-    best = np.float32(0)
-    while table.slots[slot] >= 0:
-        first = np.int64(table.slots[slot])
-        if table.hashes[first] == h:
-            while first < len(table.hashes) and table.hashes[first] == h:
-                column = table.columns[first]
-                if not (latin and standing[column] & NO_LATIN):
-                    gains[column] += table.gains[first]
-                best = max(best, table.gains[first])
-                first += 1
-            break
-        slot = (slot + 1) & mask
-    return best
-
-
-@compiled
-def _read_caption(
+def _words(
     letters: Letters,
-    table: WordTable,
     text: NDArray[np.uint8],
-    span: tuple[Any, Any],
-    standing: NDArray[np.int8],
+    at: int,
+    end: int,
     classes: NDArray[np.int32],
-    gains: NDArray[np.float32],
-) -> None:
-    """Counts the letters into classes (S) and what the words say into gains (C nats)."""
-    classes[:] = 0
-    gains[:] = 0
-    at, end = span
-    as_best, tenth, latin_best, latin_tenth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    h, last = _HASH_START, np.uint8(0)
+    hashes: NDArray[np.uint64],
+    latin: NDArray[np.bool_],
+) -> int:
+    """Counts the letters of text[at:end] into classes (S), and writes each word's hash and whether its last letter is Latin; returns the number of words."""
+    num, h, last = 0, _HASH_START, np.uint8(0)
     while at <= end:
         kind, point = np.uint8(0), np.int64(0)
         if at < end:
@@ -129,20 +104,61 @@ def _read_caption(
             h = (h ^ np.uint64(letters.lower[point])) * _HASH_PRIME
             last = kind
         elif last > 0:
-            best = _add_gains(table, h, last == LATIN, standing, gains)
-            a_tenth = max(best - _DECADE, np.float32(0))
-            if last == LATIN:
-                latin_best += best
-                latin_tenth += a_tenth
-            else:
-                as_best += best
-                tenth += a_tenth
+            hashes[num], latin[num] = h, last == LATIN
+            num += 1
             h, last = _HASH_START, np.uint8(0)
-    for c in range(len(gains)):
+    return num
+
+
+@compiled
+def _words_count(standing: NDArray[np.int8]) -> NDArray[np.float32]:
+    """(4 x C) what of the sums in `_weigh_words` counts for a language, by how it stands to words."""
+    counts = np.zeros((4, len(standing)), np.float32)
+    for c in range(len(standing)):
         kind = standing[c]
-        if kind != LISTED:
-            gains[c] += tenth if kind & UNLISTED else as_best if kind & NO_CANDIDATE else np.float32(0)
-            gains[c] += latin_best if kind & (NO_LATIN | NO_CANDIDATE) else latin_tenth
+        counts[0, c] = kind & NO_CANDIDATE > 0 and not kind & UNLISTED
+        counts[1, c] = kind & UNLISTED > 0
+        counts[2, c] = kind & (NO_LATIN | NO_CANDIDATE) > 0
+        counts[3, c] = kind & UNLISTED > 0 and not kind & (NO_LATIN | NO_CANDIDATE)
+    return counts
+
+
+@compiled
+def _weigh_words(
+    table: WordTable,
+    hashes: NDArray[np.uint64],
+    latin: NDArray[np.bool_],
+    standing: NDArray[np.int8],
+    counts: NDArray[np.float32],
+    gains: NDArray[np.float32],
+) -> None:
+    """Sets gains (C) to the nats that the words, given by their hashes, say for each language. counts (4 x C): see `_words_count`."""
+    mask = len(table.hashes) - 1
+    gains[:] = 0
+    best, tenth, latin_best, latin_tenth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for word in range(len(hashes)):
+        slot = _slot(hashes[word], mask)
+        while table.hashes[slot] != 0 and table.hashes[slot] != hashes[word]:
+            slot = (slot + 1) & mask
+        if table.hashes[slot] == 0:
+            continue  # in no list
+        at = np.int64(table.firsts[slot])
+        if latin[word]:
+            latin_best += table.gains[at]
+            latin_tenth += max(table.gains[at] - _DECADE, np.float32(0))
+        else:
+            best += table.gains[at]
+            tenth += max(table.gains[at] - _DECADE, np.float32(0))
+        more = True
+        while more:
+            column = table.columns[at]
+            more = column >= 0
+            column = column if more else ~column
+            if not (latin[word] and standing[column] & NO_LATIN):
+                gains[column] += table.gains[at]
+            at += 1
+    for c in range(len(gains)):
+        gains[c] += best * counts[0, c] + tenth * counts[1, c] + latin_best * counts[2, c] + latin_tenth * counts[3, c]
 
 
 @compiled
@@ -191,8 +207,13 @@ def weigh(
     num_columns = probabilities.shape[1]
     classes, gains = np.zeros(256, np.int32), np.empty(num_columns, np.float32)
     has_own, against, powers = np.empty(num_columns, np.float32), np.empty(num_columns, np.float32), np.empty(num_columns, np.int32)
+    counts = _words_count(standing)
+    longest = np.diff(offsets).max() if len(probabilities) else 0
+    hashes, latin = np.empty(longest // 2 + 1, np.uint64), np.empty(longest // 2 + 1, np.bool_)
     for i in range(len(probabilities)):
-        _read_caption(letters, table, text, (np.int64(offsets[i]), np.int64(offsets[i + 1])), standing, classes, gains)
+        classes[:] = 0
+        num_words = _words(letters, text, np.int64(offsets[i]), np.int64(offsets[i + 1]), classes, hashes, latin)
+        _weigh_words(table, hashes[:num_words], latin[:num_words], standing, counts, gains)
         gains += hint_gains[hint_of[i]]
         row = probabilities[i]
         if len(own) > 0:

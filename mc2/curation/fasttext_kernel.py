@@ -7,18 +7,17 @@ the line ends with the word "</s>". N captions; for D, L, R, O see `fasttext_mod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mc2.curation.compiled import compiled
+from mc2.curation.compiled import compiled, inlined
 
 if TYPE_CHECKING:
     from mc2.curation.fasttext_model import Features
 
 _FNV_START, _FNV_PRIME, _32_BITS = np.uint64(2166136261), np.uint64(16777619), np.uint64(0xFFFFFFFF)
-_SIGN = np.uint64(0xFFFFFF00)  # fastText hashes signed bytes
 _WORD_PRIME = np.uint64(116049371)
 _END_OF_LINE = np.frombuffer(b"</s>", np.uint8)
 _END_OF_LINE_HASH = np.uint64(0xFFFFFFFFD79C9359)  # of </s>, extended from 32 signed bits
@@ -26,11 +25,45 @@ _LABEL = np.frombuffer(b"__label__", np.uint8)
 _LEAST = np.float32(1e-5)  # fastText adds this to every probability before its logarithm, and lists no label below it
 
 
+_SEPARATOR = np.isin(np.arange(256), [0, 9, 10, 11, 12, 13, 32])  # ends a word
+_LESS, _GREATER = np.uint32(60), np.uint32(62)  # "<" and ">" stand around a word
+
+
+class Room(NamedTuple):
+    """Where a caption is taken apart: its words with their < and >, character by character, C characters in all."""
+
+    bytes_4C: NDArray[np.uint32]  # the bytes of each character, as they are hashed
+    sizes: NDArray[np.uint32]  # how many it has
+    left: NDArray[np.int32]  # characters to the end of its word, itself included
+    inner: NDArray[np.bool_]  # it is neither < nor >
+    hashes: NDArray[np.uint32]  # of the n-grams that begin with it
+    words: NDArray[np.uint64]  # hashes of the words
+
+
+@compiled
+def _room(num_bytes: int) -> Room:
+    """Enough for a text of so many bytes: one of single letters and spaces has a word for two bytes and three characters for a letter."""
+    num = 2 * num_bytes + 4
+    return Room(
+        np.zeros((4, num), np.uint32),
+        np.zeros(num, np.uint32),
+        np.zeros(num, np.int32),
+        np.zeros(num, np.bool_),
+        np.zeros(num, np.uint32),
+        np.zeros(num, np.uint64),
+    )
+
+
 @compiled
 def _hash_byte(h: Any, byte: Any) -> Any:
     """FNV-1a, 32 bits, one byte on."""
-    b = np.uint64(byte)
-    return ((h ^ (b | _SIGN if byte >= 128 else b)) * _FNV_PRIME) & _32_BITS
+    return ((h ^ _signed(byte)) * _FNV_PRIME) & _32_BITS
+
+
+@compiled
+def _signed(byte: Any) -> Any:
+    """A byte as fastText hashes it: signed, in 32 bits."""
+    return np.uint64(np.int64(np.int8(byte))) & _32_BITS
 
 
 @compiled
@@ -115,27 +148,35 @@ def _starts_with(text: NDArray[np.uint8], start: int, end: int, what: NDArray[np
     return True
 
 
-@compiled
-def _character_ngrams(f: Features, word: NDArray[np.uint8], end: int, rows: NDArray[np.int64], count: int) -> int:
-    """Appends the rows of the n-grams of word[:end], which has its < and >, to rows[:count]; returns the new count."""
-    for start in range(end):
-        if (word[start] & 0xC0) == 0x80:
-            continue
-        h = _FNV_START
-        at = start
-        n = 1
-        while at < end and n <= f.maxn:
-            h = _hash_byte(h, word[at])
-            at += 1
-            while at < end and (word[at] & 0xC0) == 0x80:
-                h = _hash_byte(h, word[at])
-                at += 1
-            if n >= f.minn and not (n == 1 and (start == 0 or at == end)):
-                row = _row_of_bucket(f, h % np.uint64(f.bucket))
-                if row >= 0:
-                    rows[count] = row
-                    count += 1
-            n += 1
+@inlined
+def _add_character(room: Room, num: int, byte: Any, inner: bool) -> int:
+    """Puts a character that begins with a byte behind the first `num`; returns their new number."""
+    room.bytes_4C[0, num] = byte
+    room.sizes[num], room.inner[num] = 1, inner
+    return num + 1
+
+
+@inlined
+def _character_ngrams(f: Features, room: Room, num: int, most_bytes: int, rows: NDArray[np.int64], count: int) -> int:
+    """Appends the rows of the n-grams of the first `num` characters, which have at most so many bytes, to rows[:count]; returns the new count.
+
+    All n-grams of one length are hashed together, byte by byte: loops without branches, which a processor does for many characters at a time.
+    """
+    hashes, sizes, left, bucket = room.hashes, room.sizes, room.left, np.uint64(f.bucket)
+    hashes[:num] = np.uint32(_FNV_START)
+    for n in range(f.maxn):  # the n-gram that begins with character c gets its character c + n
+        for byte in range(most_bytes):
+            values = room.bytes_4C[byte]
+            for c in range(num - n):
+                h = np.uint32((hashes[c] ^ values[c + n]) * np.uint32(_FNV_PRIME))
+                hashes[c] = h if np.uint32(byte) < sizes[c + n] else hashes[c]
+        if n + 1 >= f.minn:
+            for c in range(num - n):
+                if n < left[c] and (n > 0 or room.inner[c]):
+                    row = _row_of_bucket(f, np.uint64(hashes[c]) % bucket)
+                    if row >= 0:
+                        rows[count] = row
+                        count += 1
     return count
 
 
@@ -154,41 +195,50 @@ def _word_ngrams(f: Features, hashes: NDArray[np.uint64], num_words: int, rows: 
 
 
 @compiled
-def _caption_rows(
-    f: Features, text: NDArray[np.uint8], end: int, word: NDArray[np.uint8], hashes: NDArray[np.uint64], rows: NDArray[np.int64]
-) -> int:
-    """Rows of the input matrix of the caption text[:end]; returns how many there are. `word` and `hashes` are room to work."""
-    at, count, num_words = 0, 0, 0
+def _caption_rows(f: Features, text: NDArray[np.uint8], at: int, end: int, room: Room, rows: NDArray[np.int64]) -> int:
+    """Rows of the input matrix of the caption text[at:end]; returns how many there are."""
+    count, num_words, num_characters, most_bytes = 0, 0, 0, 1
     while True:
-        while at < end and (text[at] == 32 or 9 <= text[at] <= 13 or text[at] == 0):
+        while at < end and _SEPARATOR[text[at]]:
             at += 1
         if at == end:
             break
-        start, h = at, _FNV_START
-        while at < end and not (text[at] == 32 or 9 <= text[at] <= 13 or text[at] == 0):
-            h = _hash_byte(h, text[at])
+        start, first, h = at, num_characters, _FNV_START
+        num_characters = _add_character(room, num_characters, _LESS, False)
+        while at < end and not _SEPARATOR[text[at]]:
+            value = _signed(text[at])
+            h = ((h ^ value) * _FNV_PRIME) & _32_BITS
+            last = num_characters - 1
+            if (text[at] & 0xC0) != 0x80 or room.sizes[last] == 4:
+                num_characters = _add_character(room, num_characters, np.uint32(value), True)
+            else:
+                room.bytes_4C[room.sizes[last], last] = np.uint32(value)
+                room.sizes[last] += np.uint32(1)
+                most_bytes = max(most_bytes, np.int64(room.sizes[last]))
             at += 1
         number = _find_word(f, h, text, start, at)
         if number >= f.num_words or (number < 0 and _starts_with(text, start, at, _LABEL)):
+            num_characters = first
             continue  # a label in the text is no word
         if at - start == len(_END_OF_LINE) and _starts_with(text, start, at, _END_OF_LINE):
+            num_characters = first
             break  # fastText reads no further
-        hashes[num_words] = h | np.uint64(0xFFFFFFFF00000000) if h >> np.uint64(31) else h
+        num_characters = _add_character(room, num_characters, _GREATER, False)
+        for c in range(first, num_characters):
+            room.left[c] = num_characters - c
+        room.words[num_words] = h | np.uint64(0xFFFFFFFF00000000) if h >> np.uint64(31) else h
         num_words += 1
         if number >= 0:
             rows[count] = number
             count += 1
-        if f.maxn > 0 and f.bucket > 0:
-            word[0] = 60  # <
-            word[1 : 1 + at - start] = text[start:at]
-            word[1 + at - start] = 62  # >
-            count = _character_ngrams(f, word, at - start + 2, rows, count)
+    if f.maxn > 0 and f.bucket > 0:
+        count = _character_ngrams(f, room, num_characters, most_bytes, rows, count)
     if f.end_of_line >= 0:
         rows[count] = f.end_of_line
         count += 1
     if f.word_ngrams > 1 and f.bucket > 0:
-        hashes[num_words] = _END_OF_LINE_HASH
-        count = _word_ngrams(f, hashes, num_words + 1, rows, count)
+        room.words[num_words] = _END_OF_LINE_HASH
+        count = _word_ngrams(f, room.words, num_words + 1, rows, count)
     return count
 
 
@@ -200,13 +250,13 @@ def hidden_layer(
     longest = np.int64(0)
     for i in range(len(offsets) - 1):
         longest = max(longest, np.int64(offsets[i + 1] - offsets[i]))
-    word, hashes = np.empty(longest + 2, np.uint8), np.empty(longest // 2 + 2, np.uint64)
+    room = _room(longest)
     most_per_character = max(f.maxn, 1) + max(f.word_ngrams, 1)
     rows = np.empty(
         (2 * longest + 2) * most_per_character, np.int64
     )  # a word of one byte has three with its < and >, and a space behind it
     for i in range(len(offsets) - 1):
-        count = _caption_rows(f, text[offsets[i] : offsets[i + 1]], np.int64(offsets[i + 1] - offsets[i]), word, hashes, rows)
+        count = _caption_rows(f, text, np.int64(offsets[i]), np.int64(offsets[i + 1]), room, rows)
         mean = hidden[i]
         mean[:] = 0
         for j in range(count):

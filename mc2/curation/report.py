@@ -182,7 +182,9 @@ def _cell(value: float | None, spec: str) -> str:
 
 
 def _title(report: Mapping[str, Any]) -> str:
-    return f"Curation: tail share p = {report['tail_share']:.2%} of the matches, English threshold {report['english_threshold']:,} ({report['english_rule']})"
+    threshold = report["english_threshold"]
+    origin = "as given" if threshold is None else f"English threshold {threshold:,}"
+    return f"Curation: tail share p = {report['tail_share']:.2%} of the matches, {origin} ({report['english_rule']})"
 
 
 def footer(report: Mapping[str, Any]) -> list[str]:

@@ -19,11 +19,14 @@ _NO_TEXT = np.frombuffer(b"\0", np.uint8)  # read-only, as Arrow's buffers are: 
 
 
 class WordTable(NamedTuple):
-    """Words by the hash of their lower-case letters, in an open-addressing table; the numbers of one word lie together."""
+    """Words by the hash of their lower-case letters, in an open-addressing table of 2^k slots, at most half of them taken.
 
-    slots: NDArray[np.int32]  # 2^k: position of the word's first number, -1 for a free slot
-    hashes: NDArray[np.uint64]  # of each number's word
-    columns: NDArray[np.int32]  # the language of each number
+    The numbers of one word lie together, the largest first; the words that are said most come first, so that what is read most lies together too.
+    """
+
+    hashes: NDArray[np.uint64]  # of the slot's word, 0 for a free slot
+    firsts: NDArray[np.int32]  # position of the word's first number
+    columns: NDArray[np.int32]  # the language of each number; its complement for the last of a word
     gains: NDArray[np.float32]  # nats
 
 
@@ -38,16 +41,22 @@ def listed_languages() -> dict[str, str]:
 @lru_cache(maxsize=2)
 def word_table(codes: Sequence[str | None]) -> WordTable:
     """The table of languages given by wordfreq's codes, None for a language without list; a language's column is its position."""
-    from mc2.curation.evidence_kernel import hash_words, table_slots
+    from mc2.curation.evidence_kernel import hash_slots, hash_words
     from mc2.curation.letters import letters
 
     listed = [(column, *_words(code)) for column, code in enumerate(codes) if code]
     hashes = np.concatenate([np.zeros(0, np.uint64), *(hash_words(letters(), *buffers) for _, buffers, _ in listed)])
     columns = np.concatenate([np.zeros(0, np.int32), *(np.full(len(gains), column, np.int32) for column, _, gains in listed)])
     gains = np.concatenate([np.zeros(0, np.float32), *(gains for _, _, gains in listed)])
-    order = np.argsort(hashes, kind="stable")
-    hashes = hashes[order]
-    return WordTable(table_slots(hashes), hashes, columns[order], gains[order])
+    order = np.lexsort((columns, -gains, hashes))  # by word, its largest number first
+    hashes, columns, gains = hashes[order], columns[order], gains[order]
+    firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])) if len(hashes) else np.zeros(0, np.int64)
+    sizes = np.diff(np.append(firsts, len(hashes)))
+    columns[firsts + sizes - 1] ^= -1
+    words = np.lexsort((hashes[firsts], -gains[firsts]))  # most said first
+    starts = np.cumsum(sizes[words]) - sizes[words]
+    order = np.repeat(firsts[words] - starts, sizes[words]) + np.arange(len(hashes))
+    return WordTable(*hash_slots(hashes[firsts][words], starts.astype(np.int32)), columns[order], gains[order])
 
 
 def _words(code: str) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]:

@@ -104,9 +104,13 @@ def test_errors_name_the_cure() -> None:
     german = {"de": np.array([5, 30])}
     with pytest.raises(ValueError, match="the tail share comes from English; set `tail_share`"):
         balance_languages(german, 100)
-    assert balance_languages(german, 100, share=0.06).languages["de"].threshold == 5
+    given = balance_languages(german, share=0.06)
+    assert (given.languages["de"].threshold, given.english_threshold) == (5, None)
     with pytest.raises(ValueError, match="tail share of 6"):
-        balance_languages(german, 100, share=6)
+        balance_languages(german, share=6)
+    with pytest.raises(ValueError, match=r"English threshold 100 and the tail share 0\.06, need one of them"):
+        balance_languages(german, 100, share=0.06)
+    assert balance_languages({"en": np.array([1, 20])}, 15, "published_code", share=0.06).languages["en"].threshold == 15
     with pytest.raises(ValueError, match="English threshold of 0"):
         balance_languages(german, 0)
 
