@@ -214,7 +214,7 @@ def _caption_rows(f: Features, text: NDArray[np.uint8], at: int, end: int, room:
             else:
                 room.bytes_4C[room.sizes[last], last] = np.uint32(value)
                 room.sizes[last] += np.uint32(1)
-                most_bytes = max(most_bytes, np.int64(room.sizes[last]))
+                most_bytes = max(most_bytes, int(room.sizes[last]))
             at += 1
         number = _find_word(f, h, text, start, at)
         if number >= f.num_words or (number < 0 and _starts_with(text, start, at, _LABEL)):

@@ -56,7 +56,8 @@ def word_table(codes: Sequence[str | None]) -> WordTable:
     words = np.lexsort((hashes[firsts], -gains[firsts]))  # most said first
     starts = np.cumsum(sizes[words]) - sizes[words]
     order = np.repeat(firsts[words] - starts, sizes[words]) + np.arange(len(hashes))
-    return WordTable(*hash_slots(hashes[firsts][words], starts.astype(np.int32)), columns[order], gains[order])
+    slot_hashes, slot_firsts = hash_slots(hashes[firsts][words], starts.astype(np.int32))
+    return WordTable(slot_hashes, slot_firsts, columns[order], gains[order])
 
 
 def _words(code: str) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]:
