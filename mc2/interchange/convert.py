@@ -117,7 +117,8 @@ def _from_checkpoint(source: Path, size: str | None, tokenizer: Path | None, mod
         raise ValueError(
             f"{source}: found {rows} rows of embeddings, need {pieces.vocab_size} for {tokenizer}; give the tokenizer of this model"
         )
-    config = replace(config, text=replace(config.text, vocab_size=rows, eos_id=pieces.eos_id))
+    bias = 0.0 if "logit_bias" in weights else None  # where it starts; the checkpoint says where it is
+    config = replace(config, text=replace(config.text, vocab_size=rows, eos_id=pieces.eos_id), init_logit_bias=bias)
     towers = load_towers(str(source), config, weights, form.places_of)
     preprocess = ImagePreprocess(config.vision.image_size, mode or "crop", config.mean, config.std)
     return Clip(towers, pieces, preprocess), form.checkpoint_side(towers, weights, pieces, preprocess)

@@ -53,6 +53,11 @@ class Clip:
         """What cosines are multiplied with before a softmax turns them into probabilities."""
         return float(self.towers.logit_scale())
 
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to them before a sigmoid; None for a model that was trained without (by softmax)."""
+        return None if self.towers.logit_bias is None else float(self.towers.logit_bias())
+
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image], batch_size: int = 64) -> Tensor:
         """Images of any size and mode -> float32 (N, D), unit length, on the model's device."""

@@ -44,7 +44,7 @@ def write(folder: Path, clip: Clip) -> None:
     write_graph(folder / TEXT, towers.text, tokens_TL, "tokens", "text")
     card = {
         "context_length": towers.config.text.context_length, "pad_id": clip.tokenizer.pad_id, "image_size": preprocess.image_size, "mode": preprocess.mode,
-        "mean": list(preprocess.mean), "std": list(preprocess.std), "logit_scale": clip.logit_scale,
+        "mean": list(preprocess.mean), "std": list(preprocess.std), "logit_scale": clip.logit_scale, "logit_bias": clip.logit_bias,
     }  # fmt: skip
     storage.write_json(folder / CARD, card)
     write_tokenizer_files(folder, clip.tokenizer)

@@ -8,6 +8,7 @@ tokenizer files                see `tokenizer_files`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,14 +88,16 @@ def towers_of(where: str, model_cfg: Mapping[str, Any]) -> TwoTowerConfig:
             text["vocab_size"], text.get("context_length", 77), text["width"], text["layers"], text["heads"], text.get("mlp_ratio", 4.0),
             "quick_gelu" if quick else "gelu", text.get("eos_id", 2),
         ),
+        init_logit_bias=model_cfg.get("init_logit_bias"),
     )  # fmt: skip
 
 
 def model_cfg(towers: TwoTower) -> dict[str, Any]:
     """The configuration under open_clip's names."""
     trunk, text = vision_sizes(towers), towers.config.text
+    bias = {} if towers.logit_bias is None else {"init_logit_bias": towers.config.init_logit_bias}
     return {
-        "embed_dim": towers.config.embed_dim,
+        "embed_dim": towers.config.embed_dim, **bias,
         "quick_gelu": text.activation == "quick_gelu",
         "vision_cfg": {
             "image_size": towers.config.vision.image_size, "layers": trunk["layers"], "width": trunk["width"], "patch_size": trunk["patch_size"],
@@ -120,7 +123,7 @@ def vision_sizes(towers: TwoTower) -> dict[str, Any]:
 
 def places_of(towers: TwoTower) -> dict[str, Place]:
     """Where open_clip keeps each weight."""
-    return open_clip_places(len(towers.vision.trunk.blocks), towers.config.text.layers)
+    return open_clip_places(len(towers.vision.trunk.blocks), towers.config.text.layers, towers.logit_bias is not None)
 
 
 # --- the other side -----------------------------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ def read_config(folder: Path) -> tuple[TwoTowerConfig, ImagePreprocess]:
     config = towers_of(str(folder / CONFIG), value["model_cfg"])
     mean, std = prepare.get("mean", config.mean), prepare.get("std", config.std)
     mode: Literal["crop", "squash"] = "squash" if prepare.get("resize_mode") == "squash" else "crop"
-    config = TwoTowerConfig(config.embed_dim, config.vision, config.text, config.init_logit_scale, tuple(mean), tuple(std))
+    config = replace(config, mean=tuple(mean), std=tuple(std))
     return config, ImagePreprocess(config.vision.image_size, mode, tuple(mean), tuple(std))
 
 

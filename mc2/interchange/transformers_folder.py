@@ -38,6 +38,8 @@ def places_of(towers: TwoTower) -> dict[str, Place]:
 def write(folder: Path, clip: Clip) -> None:
     """Write a model as transformers' folder, into a folder that is there. Errors: ValueError for towers that transformers does not have."""
     towers = clip.towers
+    if towers.logit_bias is not None:
+        raise ValueError("towers: found a logit bias, which MetaClip2Model has no place for; export to open_clip")
     write_weights(folder / WEIGHTS, split_qkv(to_theirs(towers.state_dict(), places_of(towers))))
     storage.write_json(folder / CONFIG, model_config(towers, clip.tokenizer.pad_id))
     storage.write_json(folder / PREPROCESSOR, preprocessor_config(clip.preprocess))

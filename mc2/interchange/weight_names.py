@@ -34,8 +34,8 @@ class Place:
         return (tensor.T if self.transposed else tensor.reshape((1,) * self.dropped_axes + tuple(tensor.shape))).contiguous()
 
 
-def open_clip_places(vision_layers: int, text_layers: int) -> dict[str, Place]:
-    """Our name -> place in open_clip's state dict, of every weight."""
+def open_clip_places(vision_layers: int, text_layers: int, has_bias: bool = False) -> dict[str, Place]:
+    """Our name -> place in open_clip's state dict, of every weight; `has_bias`: of the logits."""
     places = {
         "vision.trunk.cls_token": Place("visual.class_embedding", dropped_axes=2),
         "vision.trunk.pos_embed": Place("visual.positional_embedding", dropped_axes=1),
@@ -46,6 +46,8 @@ def open_clip_places(vision_layers: int, text_layers: int) -> dict[str, Place]:
         "text.projection.weight": Place("text_projection", transposed=True),
         "logit_scale.log": Place("logit_scale", dropped_axes=1),
     }
+    if has_bias:
+        places["logit_bias.bias"] = Place("logit_bias", dropped_axes=1)
     norms = {"vision.trunk.norm_pre": "visual.ln_pre", "vision.trunk.norm": "visual.ln_post", "text.ln_final": "ln_final"}
     block = {"norm1": "ln_1", "attn.proj": "attn.out_proj", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     stacks = (("vision.trunk.blocks", "visual.transformer.resblocks", vision_layers), ("text.blocks", "transformer.resblocks", text_layers))

@@ -1,111 +1,165 @@
-"""The contrastive loss over the pairs of all ranks, one-sided and tiled: no B x G matrix is ever stored, forward or backward.
+"""The losses over the pairs of all ranks, one-sided and tiled: extra memory is O(G D + tile^2), forward and backward.
 
-Every rank holds the logits of its own images against all captions, a tile of columns at a time. A column's log-sum-exp runs over all ranks and is
-completed by an all-reduce of one number a column; the backward pass computes each tile again and sums the gradients of the captions over ranks.
-The loss of a rank is the mean over its own pairs. Gradients of the ranks are then *averaged*, as DDP and FSDP do: no factor is missing or left over.
+Every rank holds the logits of its own images against all captions, a tile at a time. The gradients with respect to the features are computed along with the
+loss, where each tile is at hand, and the backward pass only multiplies them. The loss of a rank is the mean over its own pairs. Gradients of the ranks
+are then *averaged*, as DDP and FSDP do: no factor is missing or left over.
 
-Shapes: B pairs on this rank, G pairs on all ranks, C columns of a tile, D embedding.
+Shapes: B pairs on this rank, G pairs on all ranks, R rows and C columns of a tile, D embedding.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-
-def num_ranks() -> int:
-    """Processes that train together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from mc2.model.ranks import Gathered, check_equal_batches
+from mc2.model.tiles import GradientSums, Tiling, log_sum_exp
 
 
-def gather(own_BD: Tensor) -> Tensor:
-    """The rows of all ranks in the order of ranks, (G, D). No gradient."""
-    if num_ranks() == 1:
-        return own_BD
-    all_GD = own_BD.new_empty(num_ranks() * len(own_BD), own_BD.shape[1])
-    dist.all_gather_into_tensor(all_GD, own_BD.contiguous())
-    return all_GD
+class Gradients(NamedTuple):
+    """Of a loss with respect to its inputs."""
+
+    image_BD: Tensor
+    text_BD: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor | None = None
 
 
-def log_sum_exp_over_ranks(own_G: Tensor) -> Tensor:
-    """log of the sum over ranks of exp, element by element."""
-    if num_ranks() == 1:
-        return own_G
-    peak_G = own_G.clone()
-    dist.all_reduce(peak_G, op=dist.ReduceOp.MAX)
-    sum_G = (own_G - peak_G).exp()
-    dist.all_reduce(sum_G)
-    return peak_G + sum_G.log()
-
-
-def sum_of_own_rows(all_GD: Tensor) -> Tensor:
-    """The sum over ranks, of which each rank gets its own rows (B, D)."""
-    if num_ranks() == 1:
-        return all_GD
-    own_BD = all_GD.new_empty(len(all_GD) // num_ranks(), all_GD.shape[1])
-    dist.reduce_scatter_tensor(own_BD, all_GD)
-    return own_BD
-
-
-class _TiledCrossEntropy(torch.autograd.Function):
-    """Half the cross-entropy of rows plus half that of columns, mean over this rank's pairs."""
+class _WithGradients(torch.autograd.Function):
+    """A number whose gradients are known already."""
 
     @staticmethod
-    def forward(ctx: Any, image_BD: Tensor, text_BD: Tensor, scale: Tensor, tile: int) -> Tensor:
-        text_GD = gather(text_BD)
-        first = dist.get_rank() * len(image_BD) if num_ranks() > 1 else 0
-        row_B, column_G = image_BD.new_full((len(image_BD),), -math.inf), image_BD.new_empty(len(text_GD))
-        for start in range(0, len(text_GD), tile):
-            logits_BC = (image_BD @ text_GD[start : start + tile].T) * scale
-            row_B = torch.logaddexp(row_B, logits_BC.logsumexp(1))
-            column_G[start : start + tile] = logits_BC.logsumexp(0)
-        column_G = log_sum_exp_over_ranks(column_G)
-        ctx.save_for_backward(image_BD, text_GD, scale, row_B, column_G)
-        ctx.tile, ctx.first = tile, first
-        matching_B = scale * (image_BD * text_BD).sum(1)
-        return 0.5 * (row_B + column_G[first : first + len(image_BD)]).mean() - matching_B.mean()
+    def forward(ctx: Any, loss: Tensor, gradients: Gradients, *inputs: Tensor | None) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(*gradients)
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        image_BD, text_GD, scale, row_B, column_G = ctx.saved_tensors
-        grad_image_BD, grad_text_GD, grad_scale = torch.zeros_like(image_BD), torch.empty_like(text_GD), torch.zeros_like(scale)
-        for start in range(0, len(text_GD), ctx.tile):
-            columns = slice(start, start + ctx.tile)
-            cosine_BC = image_BD @ text_GD[columns].T
-            logits_BC = cosine_BC * scale
-            grad_BC = (logits_BC - row_B[:, None]).exp_() + (logits_BC - column_G[columns]).exp_()
-            grad_BC.diagonal(ctx.first - start).sub_(2.0)  # my pairs' own columns; empty where this tile has none of them
-            grad_BC *= grad_outputs[0] / (2 * len(image_BD))
-            grad_scale += (grad_BC * cosine_BC).sum()
-            grad_BC *= scale
-            grad_image_BD += grad_BC @ text_GD[columns]
-            grad_text_GD[columns] = grad_BC.T @ image_BD
-        return grad_image_BD, sum_of_own_rows(grad_text_GD), grad_scale, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        known = (None if gradient is None else grad_outputs[0] * gradient for gradient in ctx.saved_tensors)
+        return None, None, *known
 
 
-class ContrastiveLoss(nn.Module):
-    """Symmetric softmax cross-entropy in nats per pair: which caption of all ranks belongs to my image, which image to my caption.
+class PairLoss(nn.Module, ABC):
+    """What the features of matching pairs are trained with: `model.init_args.loss.class_path` in YAML names a subclass.
 
-    `tile` columns of logits exist at a time; extra memory is O(G D + B tile). Every rank must have the same number of pairs and must average
-    (not sum) gradients over ranks. Always fp32, whatever autocast says: between 64 and 128 neighbouring bf16 numbers are 0.5 apart.
+    tile: tile x tile logits exist at a time. Every rank must have the same number of pairs and must average (not sum) gradients over
+    ranks. Always fp32, whatever autocast says: between 64 and 128 neighbouring bf16 numbers are 0.5 apart.
     """
 
-    def __init__(self, tile: int = 8192) -> None:
+    needs_bias: ClassVar[bool]
+
+    def __init__(self, tile: int = 2048) -> None:
         super().__init__()
         if tile < 1:
-            raise ValueError(f"loss.tile: found {tile}, need at least 1 column")
+            raise ValueError(f"loss.tile: found {tile}, need at least 1")
         self.tile = tile
 
-    def forward(self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor) -> Tensor:
-        """Features of unit length, row i of both a pair; logit scale a scalar. Errors: ValueError if the shapes differ."""
+    @final
+    def forward(self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
+        """Features of unit length, row i of both a pair; logit scale and bias are scalars, the bias None for a loss without one.
+
+        Errors: ValueError, on all ranks, if the shapes differ or the ranks' batches do.
+        """
         if image_BD.shape != text_BD.shape:
             raise ValueError(f"loss: found {tuple(image_BD.shape)} image and {tuple(text_BD.shape)} text features, need the same shape")
+        if (logit_bias is not None) != self.needs_bias:
+            raise ValueError(f"loss: {bias_message(self, logit_bias is not None)}")
+        check_equal_batches(image_BD)
         with torch.autocast(image_BD.device.type, enabled=False):
-            loss: Tensor = _TiledCrossEntropy.apply(image_BD.float(), text_BD.float(), logit_scale.float(), self.tile)
-        return loss
+            bias = None if logit_bias is None else logit_bias.float()
+            inputs = (image_BD.float(), text_BD.float(), logit_scale.float(), bias)
+            needed = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+            with torch.no_grad():
+                loss, gradients = self.loss_and_gradients(*inputs, needed)
+            result: Tensor = _WithGradients.apply(loss, gradients, *inputs) if needed else loss
+        return result
+
+    @abstractmethod
+    def loss_and_gradients(
+        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
+    ) -> tuple[Tensor, Gradients | None]:
+        """The loss of this rank and its gradients (of the captions: summed over ranks), None if they are not needed. Everything is fp32."""
+
+
+def bias_message(loss: PairLoss, has_bias: bool) -> str:
+    """What is wrong with towers that have or lack a logit bias."""
+    name = type(loss).__name__
+    if has_bias:
+        return f"found towers with a logit bias for {name}, need none (it would have no effect); remove init_logit_bias"
+    return f"found towers without a logit bias for {name}, need one; set towers.init_logit_bias (-10 in SigLIP, with init_logit_scale 10)"
+
+
+def gradients_of(sums: GradientSums, logit_scale: Tensor, factor: float, grad_bias: Tensor | None = None) -> Gradients:
+    """What was summed over the tiles, times `factor`."""
+    image_BD, text_BD, scale = sums.total()
+    bias = None if grad_bias is None else factor * grad_bias
+    return Gradients(image_BD.mul_(factor * logit_scale), text_BD.mul_(factor * logit_scale), scale.mul_(factor), bias)
+
+
+@final
+class ContrastiveLoss(PairLoss):
+    """Symmetric softmax cross-entropy in nats per pair (CLIP, arXiv 2103.00020): which caption of all ranks belongs to my image, which image to my caption.
+
+    A column's log-sum-exp runs over all ranks and is completed by an all-reduce of one number a column; then each tile is computed a second time.
+    """
+
+    needs_bias = False
+
+    def loss_and_gradients(
+        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
+    ) -> tuple[Tensor, Gradients | None]:
+        del logit_bias
+        text, scaled_BD = Gathered(text_BD), image_BD * logit_scale
+        tiling = Tiling(image_BD, text, self.tile, num_buffers=2)
+        row_B, column_G = log_sum_exp(scaled_BD, text, tiling)
+        loss = (0.5 * (row_B + column_G[text.first : text.last]) - (scaled_BD * text_BD).sum(1)).mean()
+        if not needed:
+            return loss, None
+        sums = GradientSums(image_BD, text)
+        for tile in tiling.tiles(own_first=False):
+            grad_RC, work_RC = tiling.buffers(tile)
+            torch.mm(scaled_BD[tile.rows], text[tile.columns].T, out=grad_RC)
+            torch.sub(grad_RC, row_B[tile.rows, None], out=work_RC)
+            grad_RC.sub_(column_G[tile.columns]).exp_().add_(work_RC.exp_())
+            if tile.diagonal is not None:
+                grad_RC.diagonal(tile.diagonal).sub_(2.0)
+            sums.add(tile, grad_RC)
+        return loss, gradients_of(sums, logit_scale, 0.5 / len(image_BD))
+
+
+@final
+class SigmoidLoss(PairLoss):
+    """Every image with every caption is a yes-or-no question (SigLIP, arXiv 2303.15343): -log sigmoid(+-(scale * cosine + bias)) summed over the captions of
+    all ranks, nats per image of this rank. The bias makes up for the few matches among many pairs.
+    """
+
+    needs_bias = True
+
+    def loss_and_gradients(
+        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
+    ) -> tuple[Tensor, Gradients | None]:
+        assert logit_bias is not None
+        text, scaled_BD = Gathered(text_BD), image_BD * logit_scale
+        loss, grad_bias = -((scaled_BD * text_BD).sum() + len(image_BD) * logit_bias), torch.zeros_like(logit_bias)
+        sums = GradientSums(image_BD, text)
+        tiling = Tiling(image_BD, text, self.tile, num_buffers=1)
+        for tile in tiling.tiles(own_first=False):
+            (grad_RC,) = tiling.buffers(tile)
+            torch.mm(scaled_BD[tile.rows], text[tile.columns].T, out=grad_RC)
+            grad_RC.add_(logit_bias)
+            loss += F.softplus(grad_RC).sum()
+            if not needed:
+                continue
+            grad_RC.sigmoid_()
+            if tile.diagonal is not None:
+                grad_RC.diagonal(tile.diagonal).sub_(1.0)
+            grad_bias += grad_RC.sum()
+            sums.add(tile, grad_RC)
+        gradients = gradients_of(sums, logit_scale, 1 / len(image_BD), grad_bias) if needed else None
+        return loss / len(image_BD), gradients

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class TwoTowerConfig:
-    """Everything that decides the shapes of a model. `mean` and `std` are of RGB in [0, 1]; the logit scale starts at `init_logit_scale`."""
+    """Everything that decides the shapes of a model. `mean` and `std` are of RGB in [0, 1]; the logit scale starts at `init_logit_scale`.
+
+    init_logit_bias: where the bias of the logits starts, for SigmoidLoss (SigLIP: -10, with init_logit_scale 10); None: no bias, as ContrastiveLoss needs.
+    """
 
     embed_dim: int = 512
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -34,6 +37,7 @@ class TwoTowerConfig:
     init_logit_scale: float = 1 / 0.07
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    init_logit_bias: float | None = None
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1 or self.init_logit_scale <= 0 or min(self.std) <= 0:
@@ -71,6 +75,26 @@ class LogitScale(nn.Module):
         return self.log.squeeze(0).exp()  # in this order: FSDP2 wants no view as output
 
 
+class LogitBias(nn.Module):
+    """A learned number that is added to all logits, a scalar. A module of its own for the same reasons as LogitScale."""
+
+    def __init__(self, init: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([init]))
+
+    def forward(self) -> Tensor:
+        return self.bias.sum()  # FSDP2 wants no view as output
+
+
+class Features(NamedTuple):
+    """What a loss needs of a batch: features (B, D) and scalars; the bias is None for towers without one."""
+
+    image_BD: Tensor
+    text_BD: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor | None
+
+
 def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, num_parts: int) -> Tensor:
     """The features of a batch, made in equal parts whose activations are not kept: the backward pass makes one part after the other again.
 
@@ -95,6 +119,7 @@ class TwoTower(nn.Module):
         self.vision = VisionTower(config.vision, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = LogitScale(config.init_logit_scale)
+        self.logit_bias = None if config.init_logit_bias is None else LogitBias(config.init_logit_bias)
         for name, values in (("pixel_mean", config.mean), ("pixel_std", config.std)):  # of 0 .. 255, as images arrive
             self.register_buffer(name, 255.0 * torch.tensor(values).view(3, 1, 1), persistent=False)
         self.locked: frozenset[str] = frozenset()
@@ -131,10 +156,10 @@ class TwoTower(nn.Module):
         with self._gradient("text"):
             return F.normalize(self.text(tokens_BL).float(), dim=-1)
 
-    def forward(self, image_B3HW: Tensor, tokens_BL: Tensor, micro_batches: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """Image features (B, D), text features (B, D), logit scale. Activations of at most B / micro_batches rows of one tower exist at a time."""
+    def forward(self, image_B3HW: Tensor, tokens_BL: Tensor, micro_batches: int = 1) -> Features:
+        """Of images and captions that belong together. Activations of at most B / micro_batches rows of one tower exist at a time."""
         # by the class, because FSDP2 replaces the instance's encode_* by forms that gather weights, which forward has done already
         encode_image, encode_text = partial(TwoTower.encode_image, self), partial(TwoTower.encode_text, self)
         image_BD = encode_in_parts(encode_image, image_B3HW, micro_batches)
         text_BD = encode_in_parts(encode_text, tokens_BL, micro_batches)
-        return image_BD, text_BD, self.logit_scale()
+        return Features(image_BD, text_BD, self.logit_scale(), None if self.logit_bias is None else self.logit_bias())

@@ -41,9 +41,12 @@ def read_tower_config(folder: Path) -> TwoTowerConfig:
         raise ValueError(f"{folder}: written by mc2 {value.get('mc2')}, this is {__version__} ({error}); export the model again") from error
 
 
-def parts_of(towers: Collection[Tower]) -> tuple[str, ...]:
-    """The children of TwoTower that are read: the scale of the logits belongs to a pair of towers."""
-    return (*towers, "logit_scale") if set(towers) == set(TOWERS) else tuple(towers)
+def parts_of(towers: Collection[Tower], found: TwoTowerConfig, need: TwoTowerConfig) -> tuple[str, ...]:
+    """The children of TwoTower that are read: scale and bias of the logits belong to a pair of towers, and the bias to both models or it begins anew."""
+    if set(towers) != set(TOWERS):
+        return tuple(towers)
+    both_biased = found.init_logit_bias is not None and need.init_logit_bias is not None
+    return (*towers, "logit_scale", "logit_bias") if both_biased else (*towers, "logit_scale")
 
 
 def architecture(towers: TwoTower, parts: Collection[str]) -> dict[str, str]:
@@ -93,7 +96,7 @@ def check_initial_weights(folder: Path, need: TwoTowerConfig, towers: Collection
     check_settings(folder, found, need, towers)
     with torch.device("meta"):
         theirs, ours = TwoTower(found), TwoTower(need)
-    parts = parts_of(towers)
+    parts = parts_of(towers, found, need)
     their_modules, our_modules = architecture(theirs, parts), architecture(ours, parts)
     for name in [*our_modules, *their_modules]:
         one, other = their_modules.get(name, "nothing"), our_modules.get(name, "nothing")
@@ -125,7 +128,7 @@ def shapes(towers: TwoTower) -> Mapping[str, tuple[int, ...]]:
 
 def load_initial_weights(towers: TwoTower, folder: Path, only: Collection[Tower]) -> None:
     """Fill the towers that `only` names from a model folder, in place. Errors: ValueError as `check_initial_weights`."""
-    load_towers(towers, folder / WEIGHTS, parts_of(only))
+    load_towers(towers, folder / WEIGHTS, parts_of(only, read_tower_config(folder), towers.config))
 
 
 def check_tokenizer(found: Tokenizer, folder: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mc2.data.batch import PairBatch
-from mc2.model.loss import ContrastiveLoss
-from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.model.loss import ContrastiveLoss, PairLoss, bias_message
+from mc2.model.two_tower import Features, TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
@@ -53,8 +53,8 @@ def check_towers(init_from: Path | None, init_towers: Sequence[Tower], locked: S
 class ContrastiveModule(LightningModule):
     """Two towers trained to agree on matching pairs.
 
-    Logs train/loss and val/loss (nats per pair, mean over ranks; this rank's rows against all columns), train/logit_scale and train/lr. After each step the
-    logit scale is brought back into [1, max_logit_scale].
+    Logs train/loss and val/loss (nats per pair, mean over ranks; this rank's rows against all columns), train/logit_scale, train/lr, and train/logit_bias where
+    there is one. After each step the logit scale is brought back into [1, max_logit_scale].
     micro_batches: the towers run on so many equal parts of this rank's batch, one after the other, and again in the backward pass: memory for activations
     of one part, a third more computation, gradients of the whole batch with all its negatives. Lightning's own accumulation is refused, because it would
     silently leave out the pairs of the other micro-batches.
@@ -67,7 +67,7 @@ class ContrastiveModule(LightningModule):
     def __init__(
         self,
         towers: TwoTowerConfig,
-        loss: ContrastiveLoss | None = None,
+        loss: PairLoss | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  (frozen)
         max_logit_scale: float = 100.0,
         micro_batches: int = 1,
@@ -86,6 +86,8 @@ class ContrastiveModule(LightningModule):
         self.init_from, self.init_towers, self.locked = init_from, tuple(init_towers), tuple(locked)
         self.micro_batches, self.parallel = micro_batches, parallel
         self.loss = loss or ContrastiveLoss()
+        if self.loss.needs_bias != (towers.init_logit_bias is not None):
+            raise ValueError(f"model.loss: {bias_message(self.loss, towers.init_logit_bias is not None)}")
 
     def configure_model(self) -> None:
         if "towers" in self._modules:  # runs once per stage (fit, validate, ...): only the first call may build and shard
@@ -123,17 +125,19 @@ class ContrastiveModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         clamp_log_scale(self.towers.logit_scale.log, self.max_logit_scale)
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss of this rank, image features (B, D), text features (B, D), logit scale."""
-        image_BD, text_BD, logit_scale = self.towers(batch.image, batch.tokens, self.micro_batches)
-        return self.loss(image_BD, text_BD, logit_scale), image_BD, text_BD, logit_scale
+    def forward(self, batch: PairBatch) -> tuple[Tensor, Features]:
+        """Loss of this rank and the features it was computed from."""
+        features: Features = self.towers(batch.image, batch.tokens, self.micro_batches)
+        return self.loss(*features), features
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
         check_micro_batches(self.micro_batches, len(batch.image))
         loss: Tensor
-        loss, _, _, logit_scale = self(batch)
+        loss, features = self(batch)
         self.log("train/loss", loss.detach(), sync_dist=True, prog_bar=True, batch_size=len(batch.image))
-        self.log("train/logit_scale", logit_scale.detach(), batch_size=len(batch.image))
+        self.log("train/logit_scale", features.logit_scale.detach(), batch_size=len(batch.image))
+        if features.logit_bias is not None:
+            self.log("train/logit_bias", features.logit_bias.detach(), batch_size=len(batch.image))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch.image))
         return loss
 

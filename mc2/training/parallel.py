@@ -100,7 +100,7 @@ def mixed_precision(precision: str) -> MixedPrecisionPolicy:
 
 
 def shard(towers: TwoTower, strategy: FSDP2Strategy, policy: MixedPrecisionPolicy) -> None:
-    """Shard in place: the token embedding by rows, the rest block by block, then what is left of each tower, then the logit scale, which stays fp32.
+    """Shard in place: the token embedding by rows, the rest block by block, then what is left of each tower, then logit scale and bias, which stay fp32.
 
     All ranks begin with the weights of rank 0, whatever their generators did before.
     """
@@ -117,7 +117,9 @@ def shard(towers: TwoTower, strategy: FSDP2Strategy, policy: MixedPrecisionPolic
         for block in blocks:
             place(block, mp_policy=policy)
         place(tower, mp_policy=policy, ignored_params=rows)
-    place(towers.logit_scale)
+    for scalar in (towers.logit_scale, towers.logit_bias):
+        if scalar is not None:
+            place(scalar)
     place(towers, ignored_params=rows)
     for method in ("encode_image", "encode_text"):  # without it a tower called alone mixes sharded and plain tensors
         register_fsdp_forward_method(towers, method)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,6 +64,22 @@ def test_there_and_back_is_the_same_model(to: str, quick: bool, mode: str, tmp_p
     assert_equal_weights(back, clip)
     assert back.preprocess == clip.preprocess
     assert (tmp_path / "back/parity.json").exists()
+
+
+def test_a_logit_bias_goes_to_open_clip_and_back(tmp_path: Path) -> None:
+    """Folder and bare checkpoint; open_clip itself finds it. transformers has no place for it."""
+    plain = make_clip(tmp_path / "tokenizer")
+    towers = TwoTower(replace(plain.towers.config, init_logit_scale=10.0, init_logit_bias=-10.0))
+    with torch.no_grad():
+        towers.logit_bias.bias.fill_(-9.5)  # type: ignore[union-attr]
+    clip = Clip(towers, plain.tokenizer, plain.preprocess)
+    export_model(clip, "open_clip", tmp_path / "there")
+    model = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'there'}")[0]
+    assert model.logit_bias.item() == clip.logit_bias == -9.5
+    import_model(tmp_path / "there", tmp_path / "back")
+    assert_equal_weights(mc2.load(tmp_path / "back"), clip)
+    with pytest.raises(ValueError, match="towers: found a logit bias, which MetaClip2Model has no place for; export to open_clip"):
+        export_model(clip, "transformers", tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("to", ["timm", "onnx"])

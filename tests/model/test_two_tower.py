@@ -27,7 +27,7 @@ def towers() -> TwoTower:
 def test_features_are_fp32_of_unit_length(towers: TwoTower) -> None:
     image, tokens = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), torch.tensor([[0, 5, 2], [0, 6, 2], [0, 7, 2]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        image_BD, text_BD, scale = towers(image, tokens)
+        image_BD, text_BD, scale, _ = towers(image, tokens)
     for feature in (image_BD, text_BD):
         assert feature.dtype == torch.float32
         torch.testing.assert_close(feature.norm(dim=1), torch.ones(3))
@@ -73,6 +73,8 @@ def test_configuration_survives_json() -> None:
     assert TwoTowerConfig.from_json(json.loads(json.dumps(CONFIG.to_json()))) == CONFIG
     with pytest.raises(ValueError, match="is of another version"):
         TwoTowerConfig.from_json({**CONFIG.to_json(), "colour": 1})
+    before_there_was_a_bias = {name: value for name, value in CONFIG.to_json().items() if name != "init_logit_bias"}
+    assert TwoTowerConfig.from_json(before_there_was_a_bias) == CONFIG
 
 
 def test_logit_scale_starts_where_it_is_told() -> None:
@@ -105,7 +107,9 @@ def test_refuses_bad_input(towers: TwoTower) -> None:
 def test_every_parameter_gets_a_gradient(vision: VisionConfig) -> None:
     """DDP refuses a module with a parameter that the loss does not depend on."""
     towers = TwoTower(TwoTowerConfig(embed_dim=8, vision=vision, text=CONFIG.text))
-    image, text, scale = towers(torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), torch.tensor([[0, 5, 2], [0, 6, 2], [0, 7, 2]]))
+    image, text, scale, _ = towers(
+        torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), torch.tensor([[0, 5, 2], [0, 6, 2], [0, 7, 2]])
+    )
     (scale * (image @ text.T)).logsumexp(1).sum().backward()
     assert [name for name, parameter in towers.named_parameters() if parameter.grad is None] == []
 
@@ -143,7 +147,7 @@ def test_a_locked_tower_has_no_dropout_and_no_graph() -> None:
     towers.lock(["vision"])
     towers.train()
     image = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    image_features, text_features, _ = towers(image, torch.tensor([[0, 5, 2]]))
+    image_features, text_features, _, _ = towers(image, torch.tensor([[0, 5, 2]]))
     assert torch.equal(image_features, towers.encode_image(image))
     assert not image_features.requires_grad
     assert text_features.requires_grad

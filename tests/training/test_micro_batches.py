@@ -8,59 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch import nn
 from torch.profiler import profile
 
 from mc2.model.loss import ContrastiveLoss
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
 from mc2.training.module import ContrastiveModule
 from mc2.training.optimizer import OptimizerConfig
-from mc2.training.parallel import FSDP2Strategy
 from tests.processes import run_processes
-from tests.training.tiny import TOWERS, Pairs, TinyData, tiny_trainer
+from tests.training.gradients import Gradients, assert_equal, gradients_of_fit
+from tests.training.tiny import TOWERS, Pairs
 
 DROPPING = replace(
     TOWERS, vision=replace(TOWERS.vision, timm_kwargs={"patch_drop_rate": 0.5, "proj_drop_rate": 0.2, "drop_path_rate": 0.2})
 )
 
-Gradients = dict[str, list[float]]
-
-
-class FirstGradients(Callback):
-    """Of the first step, whole, as they reach the optimizer."""
-
-    def __init__(self) -> None:
-        self.values: Gradients = {}
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:  # noqa: ARG002
-        for name, parameter in pl_module.named_parameters():
-            gradient: Any = parameter.grad
-            whole: Tensor = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-            self.values.setdefault(name, whole.flatten().tolist())
-
 
 def fitted_gradients(run: str, strategy: str, devices: int, micro_batches: int, precision: str = "32-true") -> Gradients:
-    """Gradients of the first of two steps of a Trainer, which also validates with a batch that the parts do not divide."""
     torch.manual_seed(0)
     module = ContrastiveModule(TOWERS, optimizer=OptimizerConfig(warmup_steps=1), micro_batches=micro_batches)
-    gradients = FirstGradients()
-    chosen = FSDP2Strategy(timeout_minutes=0.5) if strategy == "fsdp2" else strategy
-    settings: dict[str, Any] = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None, "precision": precision}
-    tiny_trainer(run, strategy=chosen, devices=devices, callbacks=[gradients], **settings).fit(module, TinyData(batch_size=16))
-    return gradients.values
-
-
-def assert_equal(found: Gradients, need: Gradients, tolerance: float) -> None:
-    """All gradients, the logit scale's too, each in units of its own largest value."""
-    assert found.keys() == need.keys()
-    assert "towers.logit_scale.log" in found
-    for name, values in need.items():
-        largest = max(abs(value) for value in values)
-        assert largest > 0
-        torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=0, atol=tolerance * largest, msg=name)
+    return gradients_of_fit(run, module, strategy, devices, precision)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +69,7 @@ def towers_gradients(config: TwoTowerConfig, micro_batches: int, by_hand: bool =
         image_BD = torch.cat([towers.encode_image(part) for part in batch.image.chunk(micro_batches)])
         text_BD, scale = torch.cat([towers.encode_text(part) for part in batch.tokens.chunk(micro_batches)]), towers.logit_scale()
     else:
-        image_BD, text_BD, scale = towers(batch.image, batch.tokens, micro_batches)
+        image_BD, text_BD, scale, _ = towers(batch.image, batch.tokens, micro_batches)
     ContrastiveLoss()(image_BD, text_BD, scale).backward()
     return {f"towers.{name}": gradient(parameter) for name, parameter in towers.named_parameters()}
 

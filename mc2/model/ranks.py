@@ -1,0 +1,79 @@
+"""Features and sums across the processes that train together. Without a process group there is one, and nothing is exchanged.
+
+Shapes: B pairs on this rank, G pairs on all ranks, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def num_ranks() -> int:
+    """Processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own_rank() -> int:
+    """The number of this process; 0 without a process group."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def check_equal_batches(own_BD: Tensor) -> None:
+    """Errors: ValueError on all ranks if they have different numbers of pairs: the collectives that follow would hang or mix rows."""
+    if num_ranks() == 1:
+        return
+    sizes = torch.empty(num_ranks(), dtype=torch.int64, device=own_BD.device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([len(own_BD)], device=own_BD.device))
+    found = sizes.tolist()
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"loss: found batches of {found} pairs on the ranks, need the same number on each; let the loader drop the last, smaller batch (drop_last)"
+        )
+
+
+class Gathered:
+    """The rows of all ranks in the order of ranks, on their way: this rank's own are known at once. No gradient."""
+
+    def __init__(self, own_BD: Tensor) -> None:
+        self.first, self.last = own_rank() * len(own_BD), (own_rank() + 1) * len(own_BD)
+        self.own_BD, self.num_rows = own_BD.contiguous(), num_ranks() * len(own_BD)
+        self._all_GD, self._work = self.own_BD, None
+        if num_ranks() > 1:
+            self._all_GD = own_BD.new_empty(self.num_rows, own_BD.shape[1])
+            self._work = dist.all_gather_into_tensor(self._all_GD, self.own_BD, async_op=True)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Some rows; waits unless they are this rank's own."""
+        if self.first <= rows.start and rows.stop <= self.last:
+            return self.own_BD[rows.start - self.first : rows.stop - self.first]
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._all_GD[rows]
+
+
+def log_sum_exp_over_ranks(own_G: Tensor) -> Tensor:
+    """log of the sum over ranks of exp, element by element."""
+    if num_ranks() == 1:
+        return own_G
+    peak_G = own_G.clone()
+    dist.all_reduce(peak_G, op=dist.ReduceOp.MAX)
+    sum_G = (own_G - peak_G).exp()
+    dist.all_reduce(sum_G)
+    return peak_G + sum_G.log()
+
+
+class SumOfOwnRows:
+    """The sum over ranks of (G, D), of which each rank gets its own rows (B, D), on its way."""
+
+    def __init__(self, all_GD: Tensor) -> None:
+        self._all_GD = all_GD  # kept until it is sent
+        self._own_BD = all_GD.new_empty(len(all_GD) // num_ranks(), all_GD.shape[1])
+        self._work = dist.reduce_scatter_tensor(self._own_BD, all_GD, async_op=True)
+
+    def wait(self) -> Tensor:
+        """(B, D)."""
+        self._work.wait()
+        return self._own_BD
