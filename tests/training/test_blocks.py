@@ -39,7 +39,7 @@ def gradients(config: ParallelConfig, count: bool = False, micro_batches: int = 
     assert list(towers.state_dict()) == list(TwoTower(TOWERS).state_dict())
     image = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1], [0, 8, 9, 2], [0, 2, 1, 1]])
-    image_BD, text_BD, scale = towers(image, tokens, micro_batches)
+    image_BD, text_BD, scale, _ = towers(image, tokens, micro_batches)
     loss = (scale * image_BD @ text_BD.T).square().mean()
     operations = Operations()
     if count:
