@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
     "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),
     "predict": ("mc2.training.commands", "rank given texts for given image files"),
+    "plan": ("mc2.training.plan", "what a run costs before it starts: parameters, FLOPs, memory of a GPU, days"),
     "import": ("mc2.interchange.commands", "model of open_clip, transformers or mini_clip -> model folder that mc2.load reads"),
     "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
     "bench": ("mc2.bench.commands", "match | automata | language-id: speed, memory and accuracy, measured on this machine"),

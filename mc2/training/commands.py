@@ -146,10 +146,15 @@ def command_line(argv: list[str]) -> Commands:
     )
 
 
+def quiet_logs() -> None:
+    """Without Lightning's advertisements, and what the trainer's flags say anyway."""
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
 def main(argv: list[str]) -> int:
     """Exit status: 0 if the work is done, 128 + signal after SIGTERM and SIGUSR1. Errors: ValueError in one line; KeyboardInterrupt after Ctrl-C."""
-    for noisy in ("lightning.pytorch", "lightning.fabric"):  # advertisements, and what the trainer's flags say anyway
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet_logs()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)  # Lightning 2.6 on torch 2.15

@@ -1,0 +1,121 @@
+"""The estimate of activations against the bytes that autograd keeps, and the other parts by hand."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mc2.model import attention
+from mc2.model.text_tower import TextConfig
+from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.model.vision_tower import VisionConfig
+from mc2.training.blocks import ParallelConfig, prepare_blocks
+from mc2.training.flops import meta_towers
+from mc2.training.memory import StepSettings, memory_per_gpu, tower_shapes
+from tests.model.test_zoo import towers_of
+
+TOKENS = 20
+VISION = VisionConfig(image_size=56, patch_size=8, width=64, layers=3, heads=4)
+TEXT = TextConfig(vocab_size=50, context_length=TOKENS, width=48, layers=2, heads=3)
+BASE = TwoTowerConfig(embed_dim=32, vision=VISION, text=TEXT)
+MODELS = {
+    "base": BASE,
+    "quick": replace(BASE, vision=replace(VISION, name="vit_base_patch16_clip_quickgelu_224"), text=replace(TEXT, activation="quick_gelu")),
+    "wide vision": replace(BASE, vision=replace(VISION, width=128, layers=5, heads=8)),
+    "patch dropout": replace(BASE, vision=replace(VISION, timm_kwargs={"patch_drop_rate": 0.5})),
+}  # fmt: skip
+
+
+def as_on_a_gpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float = 0.0) -> Tensor:
+    """Attention in the type of its input; on the CPU our own computes it in fp32."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # for a few positions in fp32 torch may choose plain matrix products
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout)
+
+
+def kept_bytes(forward: Callable[[], object]) -> int:
+    """Bytes of the different storages that are alive after a forward pass because of it: saved for backward, or held for computing again."""
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    def storages() -> dict[int, int]:
+        alive = [thing for thing in gc.get_objects() if type(thing) is Tensor]
+        return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
+
+    before = storages()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    after = storages()
+    assert result is not None
+    return sum(size for place, size in after.items() if place not in before)
+
+
+def bytes_per_sample(towers: TwoTower, name: str, mixed: bool) -> float:
+    """Activations of one sequence: what two more of them add, so that copies of weights do not count."""
+    size = towers.config.vision.image_size
+
+    def kept(num: int) -> int:
+        image, tokens = torch.zeros(num, 3, size, size, dtype=torch.uint8), torch.full((num, TOKENS), 2)
+        with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
+            return kept_bytes((lambda: towers.encode_image(image)) if name == "vision" else (lambda: towers.encode_text(tokens)))
+
+    kept(1)  # what the first call alone makes
+    return (kept(4) - kept(2)) / 2
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_activations_are_what_autograd_keeps(model: str, mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "attend", as_on_a_gpu)
+    towers = TwoTower(MODELS[model]).train()
+    for name, shape in tower_shapes(meta_towers(MODELS[model]), TOKENS).items():
+        found = bytes_per_sample(towers, name, mixed)
+        assert shape.activation_bytes(2 if mixed else 4) == pytest.approx(found, rel=0.15), name
+
+
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")  # the selective ones are held by Python, which `kept_bytes` sees too
+@pytest.mark.parametrize(("every", "selective"), [(1, False), (2, False), (1, True)])
+def test_checkpointed_blocks_keep_less(every: int, selective: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "attend", as_on_a_gpu)
+    config = replace(BASE, vision=replace(VISION, layers=5), text=replace(TEXT, layers=4))
+    towers = TwoTower(config).train()
+    prepare_blocks(towers, ParallelConfig(checkpoint_every=every, selective=selective))
+    for name, shape in tower_shapes(meta_towers(config), TOKENS).items():
+        found = bytes_per_sample(towers, name, mixed=False)
+        assert shape.activation_bytes(4, every, selective) == pytest.approx(found, rel=0.15), name
+        assert found < 0.75 * shape.activation_bytes(4)
+
+
+def test_weights_and_moments_of_vit_h14_by_hand() -> None:
+    """1.8588 G parameters: 16 bytes each with AdamW in fp32, shared by the GPUs; what is locked has no gradient and no moments."""
+    towers = meta_towers(towers_of("ViT-H-14-quickgelu", 901_629))
+    step = StepSettings(all_pairs=75_264, tokens=77, embed_dim=1024, mixed=True, checkpoint_every=1)
+    parts = memory_per_gpu(tower_shapes(towers, 77), step, 384)
+    assert parts["weights"] + parts["gradients"] + parts["moments"] == pytest.approx(16 * 1.8588e9 / 384, rel=1e-3)
+    assert parts["loss"] == 75_264 * (8 * 1024 + 4) + 8 * 2048 * 2048
+    few = memory_per_gpu(tower_shapes(towers, 77), replace(step, replicate=48), 384)
+    assert few["weights"] == pytest.approx(48 * parts["weights"])
+    locked = memory_per_gpu(tower_shapes(towers, 77, frozenset({"vision"})), step, 384)
+    assert locked["moments"] == pytest.approx(8 * (1.8588e9 - 0.6321e9) / 384, rel=1e-3)
+    assert locked["activations"] < 0.3 * parts["activations"]
+    alone = memory_per_gpu(tower_shapes(towers, 77), replace(step, all_pairs=8, sharded=False), 1)
+    assert alone["gathered"] == pytest.approx(2 * 1.8588e9, rel=1e-3)
+
+
+def test_micro_batches_bound_activations_by_one_part_of_one_tower() -> None:
+    shapes = tower_shapes(meta_towers(BASE), TOKENS)
+    step = StepSettings(all_pairs=64, tokens=TOKENS, embed_dim=32, mixed=False)
+    assert memory_per_gpu(shapes, step, 2)["activations"] == 32 * sum(shape.activation_bytes(4) for shape in shapes.values())
+    parts = memory_per_gpu(shapes, replace(step, micro_batches=4), 2)
+    assert parts["activations"] == 8 * max(shape.activation_bytes(4) for shape in shapes.values())
