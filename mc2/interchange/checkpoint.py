@@ -10,28 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from mc2.training.checkpoint_files import SafeReader
 
 MODEL_PREFIX = "state_dict."  # of the names in a sharded checkpoint
-
-# What the pickled index of a sharded checkpoint may be made of, besides dtypes and paths.
-INDEX_CLASSES = {
-    "collections": {"OrderedDict"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "_MEM_FORMAT_ENCODING",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-    },
-}
 
 
 class Checkpoint(NamedTuple):
@@ -70,7 +53,7 @@ def read_shards(folder: Path) -> Checkpoint:
     if not (folder / ".metadata").is_file():
         raise ValueError(f"{folder}: no sharded checkpoint (.metadata is missing); need a file or folder that `mc2 fit` wrote")
     try:
-        entries = read_index(folder / ".metadata").state_dict_metadata
+        entries = SafeReader(folder).read_metadata().state_dict_metadata
         weights = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
             for name, entry in entries.items()
@@ -78,32 +61,10 @@ def read_shards(folder: Path) -> Checkpoint:
         }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # meant
-            state_dict_loader.load(weights, storage_reader=FileSystemReader(folder), no_dist=True)
+            state_dict_loader.load(weights, storage_reader=SafeReader(folder), no_dist=True)
     except (
         Exception
     ) as error:  # a broken shard fails in many ways (UnpicklingError, zip, OSError, CheckpointException, a bare RuntimeError)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder}: sharded checkpoint cannot be read ({reason}); take another one of the run") from error
     return Checkpoint({name.removeprefix(MODEL_PREFIX): tensor for name, tensor in weights.items()}, load_safely(folder / "meta.pt"))
-
-
-def read_index(path: Path) -> Metadata:
-    """The index of a sharded checkpoint. torch unpickles it without looking, so it is read here first with everything refused that an index
-    does not need.
-    """
-    with open(path, "rb") as file:
-        index = IndexUnpickler(file).load()
-    if not isinstance(index, Metadata):
-        raise pickle.UnpicklingError(f"found {type(index).__name__}, need Metadata")
-    return index
-
-
-class IndexUnpickler(pickle.Unpickler):
-    """An unpickler that knows INDEX_CLASSES, dtypes and paths."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        is_dtype = module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype)
-        is_path = module_name.split(".")[0] == "pathlib" and global_name in ("Path", "PosixPath", "WindowsPath")
-        if is_dtype or is_path or global_name in INDEX_CLASSES.get(module_name, ()):
-            return super().find_class(module_name, global_name)
-        raise pickle.UnpicklingError(f"refused {module_name}.{global_name} in a pickle")

@@ -100,6 +100,11 @@ def read_towers(ckpt_path: Path) -> TwoTower:
     weights = {name.removeprefix(TOWERS): tensor for name, tensor in checkpoint.weights.items() if name.startswith(TOWERS)}
     need = {name: tensor.shape for name, tensor in towers.state_dict().items()}
     check_shapes(str(ckpt_path), {name: tensor.shape for name, tensor in weights.items()}, need)
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"{ckpt_path}: found NaN or infinity in {len(broken)} weights ({', '.join(broken[:3])}), need numbers; take a checkpoint before it"
+        )
     towers.load_state_dict(weights)
     return towers
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, by steps and before every stop, found again for `--ckpt_path last`.
+"""Checkpoints of a run: written whole or not at all, by steps, by minutes and before every stop, found again for `--ckpt_path last`.
 
 Layout: <run>/checkpoints/step=<number>.ckpt (a file; a folder where FSDP2Strategy saves distributed) and last.ckpt, a link to the newest.
 """
@@ -9,17 +9,22 @@ import os
 import pickle
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import torch
-from lightning.pytorch import Trainer
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from mc2.training.checkpoint_files import METADATA, check_parts, reason, snapshot, write_file, write_parts
+from mc2.training.parallel import FSDP2Strategy
 
 STEP = re.compile(r"step=(\d+)\.ckpt")
 LAST = "last.ckpt"
-METADATA = "meta.pt"  # what Lightning writes beside the parts of a distributed checkpoint, last of all
 
 
 def checkpoint_folder(run: str | Path) -> Path:
@@ -34,48 +39,139 @@ def checkpoints_by_step(folder: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, file or folder, if it is there."""
+    """Delete a checkpoint, file or folder, if it is there. A kill in between leaves no half folder under its name."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.removed")
+        if hidden != path:
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(path, hidden)
+        shutil.rmtree(hidden)
     else:
         path.unlink(missing_ok=True)
 
 
-class Checkpoints(Checkpoint):
-    """Saves after every `every_n_steps` steps and after the last step of a run, for whatever reason it stops there (max_steps, max_time, a signal).
+def put_in_place(temporary: Path, final: Path, keep: int) -> None:
+    """Give a whole checkpoint its name, point `last.ckpt` to it, and remove all but the `keep` newest."""
+    remove(final)
+    os.replace(temporary, final)
+    link = final.with_name(f".{LAST}.tmp")
+    remove(link)
+    link.symlink_to(final.name)
+    os.replace(link, final.with_name(LAST))
+    sync_folder(final.parent)
+    for old in checkpoints_by_step(final.parent)[:-keep]:
+        remove(old)
 
-    `keep` newest ones stay; an old one goes only when a newer one is whole under its name. Lightning runs this callback after all others.
+
+def sync_folder(folder: Path) -> None:
+    """Names of a folder, on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Checkpoints(Checkpoint):
+    """Saves after every `every_n_steps` steps, when `every_n_minutes` have passed since the last save, and after the last step of a run, for whatever
+    reason it stops there (max_steps, max_time, a signal).
+
+    `keep` newest ones stay; an old one goes only when a newer one is whole under its name. With `async_save` training goes on while the files of a copy in
+    the memory of the host are written; the end of the run waits for them. An error in writing ends the run at the next save or the end, on all ranks.
+    Lightning runs this callback after all others.
     """
 
-    def __init__(self, every_n_steps: int = 1000, keep: int = 2) -> None:
+    def __init__(self, every_n_steps: int = 1000, keep: int = 2, every_n_minutes: float | None = None, async_save: bool = False) -> None:
         super().__init__()
         if every_n_steps < 1 or keep < 1:
             raise ValueError(f"checkpoints: found every_n_steps {every_n_steps} and keep {keep}, need at least 1 of each")
-        self.every_n_steps, self.keep = every_n_steps, keep
+        if every_n_minutes is not None and every_n_minutes <= 0:
+            raise ValueError(f"checkpoints.every_n_minutes: found {every_n_minutes}, need a number above 0, or null")
+        self.every_n_steps, self.keep, self.every_n_minutes, self.async_save = every_n_steps, keep, every_n_minutes, async_save
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._group: dist.ProcessGroup | None = None  # of the writing threads: training's own exchanges must not come in between
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        folder = checkpoint_folder(trainer.default_root_dir)
+        if trainer.is_global_zero and folder.is_dir():
+            for path in folder.glob(".step=*"):  # what a killed run left
+                remove(path)
+        if saves_parts(trainer):
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._start_clock(trainer)
+
+    def _start_clock(self, trainer: Trainer) -> None:
+        self._saved = self._looked = monotonic()
+        self._looked_step, self._next_look = trainer.global_step, trainer.global_step + 1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector, declared nowhere
             return
         stops = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if stops or trainer.global_step % self.every_n_steps == 0:
+        if stops or trainer.global_step % self.every_n_steps == 0 or self._minutes_are_over(trainer):
             self.save(trainer)
+
+    def _minutes_are_over(self, trainer: Trainer) -> bool:
+        """By the clock of rank 0, which all ranks ask together: after the first step, then half way to the moment, half of the rest, and so on."""
+        if self.every_n_minutes is None or trainer.global_step < self._next_look:
+            return False
+        now = monotonic()
+        step_seconds = max(1e-6, (now - self._looked) / (trainer.global_step - self._looked_step))
+        left = self._saved + 60 * self.every_n_minutes - now
+        wait_steps = trainer.strategy.broadcast(max(1, int(left / step_seconds / 2)) if left > 0 else 0)
+        self._looked, self._looked_step, self._next_look = now, trainer.global_step, trainer.global_step + wait_steps
+        return wait_steps == 0
 
     def save(self, trainer: Trainer) -> None:
         """Write under a temporary name, rename, then prune. All ranks call it; rank 0 renames and prunes."""
-        folder = checkpoint_folder(trainer.default_root_dir)
-        final = folder / f"step={trainer.global_step}.ckpt"
-        temporary = folder / f".{final.name}.tmp"
-        trainer.save_checkpoint(temporary)  # ends with a barrier
+        self._finish(trainer)
+        final = checkpoint_folder(trainer.default_root_dir) / f"step={trainer.global_step}.ckpt"
+        temporary = final.with_name(f".{final.name}.tmp")
+        parts = saves_parts(trainer)
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # what trainer.save_checkpoint writes at once
         if trainer.is_global_zero:
-            remove(final)
-            os.replace(temporary, final)
-            link = folder / f".{LAST}.tmp"
-            remove(link)
-            link.symlink_to(final.name)
-            os.replace(link, folder / LAST)
-            for old in checkpoints_by_step(folder)[: -self.keep]:
-                remove(old)
-        trainer.strategy.barrier("checkpoint is in place")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            remove(temporary)
+        trainer.strategy.barrier("the way is free")
+        if parts or trainer.is_global_zero:
+            copy = snapshot(checkpoint) if self.async_save else checkpoint
+            self._pending = self._writer.submit(self._write, copy, temporary, final, parts, trainer.is_global_zero)
+        if not self.async_save:
+            self._finish(trainer)
+        self._start_clock(trainer)
+
+    def _write(self, checkpoint: dict[str, Any], temporary: Path, final: Path, parts: bool, is_global_zero: bool) -> None:
+        if parts:
+            write_parts(checkpoint, temporary, self._group)  # rank 0 comes back when all ranks have written
+        else:
+            write_file(checkpoint, temporary)
+        if is_global_zero:
+            put_in_place(temporary, final, self.keep)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Wait for the checkpoint that is being written. Errors: ValueError on all ranks if it failed."""
+        error = self._pending.exception() if self._pending is not None else None
+        self._pending = None
+        failure = trainer.strategy.broadcast(reason(error) if error is not None else "")
+        if failure:
+            raise ValueError(
+                f"{checkpoint_folder(trainer.default_root_dir)}: a checkpoint could not be written ({failure}); the ones before it are whole; "
+                "make room and go on with --ckpt_path last"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """What is being written may become whole, whatever ended the run; other ranks may be gone, so nobody is asked."""
+        if self._pending is not None:
+            wait([self._pending], timeout=600)
+
+
+def saves_parts(trainer: Trainer) -> bool:
+    """Whether each rank writes its part of a checkpoint."""
+    return isinstance(trainer.strategy, FSDP2Strategy) and trainer.strategy.save_distributed_checkpoint
 
 
 def find_checkpoint(ckpt_path: str, run: str | Path) -> Path | None:
@@ -112,10 +208,17 @@ def differences(found: Any, need: Any, name: str = "towers") -> list[str]:
     return [] if same else [f"{name}: found {found}, need {need}"]
 
 
-def check_checkpoint(path: Path, need: dict[str, Any]) -> None:
-    """Errors: ValueError if the checkpoint was written by towers of another shape."""
+def check_checkpoint(path: Path, need: dict[str, Any], reads_folders: bool) -> None:
+    """Errors: ValueError if the checkpoint was written by towers of another shape, is cut short, or is a folder that the strategy cannot read."""
     different = differences(read_tower_config(path), need)
     if different:
         raise ValueError(
             f"{path} is of another model ({'; '.join(different)}); give the config that it was trained with, its run's config.yaml"
         )
+    if path.is_dir():
+        if not reads_folders:
+            raise ValueError(
+                f"{path}: found a folder of sharded parts, need a strategy that reads it; set trainer.strategy to mc2.training.parallel.FSDP2Strategy "
+                "(any number of processes, one too), or make a model of it with `mc2 export`"
+            )
+        check_parts(path)

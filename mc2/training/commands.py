@@ -25,6 +25,7 @@ from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
 from mc2.training.initial_weights import check_initial_weights, check_tokenizer
 from mc2.training.module import ContrastiveModule, check_micro_batches
+from mc2.training.parallel import FSDP2Strategy
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
 from mc2.training.telemetry import Telemetry
@@ -92,7 +93,7 @@ class Commands(LightningCLI):
                 check_images(self.datamodule.preprocess, self.model.tower_config)
                 check_micro_batches(self.model.micro_batches, self.datamodule.batch_size)
             if path is not None:
-                check_checkpoint(path, self.model.tower_config.to_json())
+                check_checkpoint(path, self.model.tower_config.to_json(), isinstance(self.trainer.strategy, FSDP2Strategy))
                 self.model.init_from = None  # the checkpoint has every weight; the folder need not be there any more
             elif self.model.init_from is not None:
                 check_beginning(self.model.init_from, self.model, self.datamodule)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from mc2.model.two_tower import TwoTower
 from mc2.training.blocks import tower_blocks
+from mc2.training.checkpoint_files import read_parts
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -42,7 +45,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, timeout=timedelta(minutes=timeout_minutes))
         if replicate < 1:
             raise ValueError(f"FSDP2Strategy.replicate: found {replicate}, need the number of copies of the model, at least 1")
-        self.replicate, self.cpu_offload = replicate, cpu_offload
+        self.replicate, self.cpu_offload, self.save_distributed_checkpoint = replicate, cpu_offload, save_distributed_checkpoint
         self._mesh: DeviceMesh | None = None
 
     def set_world_ranks(self) -> None:
@@ -75,6 +78,12 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _get_process_group_backend(self) -> str:
         # gradients and their norm are exchanged from where they live
         return "cpu:gloo,cuda:nccl" if self.cpu_offload else super()._get_process_group_backend()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002  (never anything but weights)
+        """A file or a folder, of any number of ranks, without running what is in it."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        return read_parts(path, self.model, self.optimizers) if path.is_dir() else super().load_checkpoint(path, weights_only=True)
 
     def model_to_device(self) -> None:
         """Buffers too: with `cpu_offload` they are all that moves."""

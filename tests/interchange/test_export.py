@@ -41,7 +41,7 @@ class OneBatch(LightningDataModule):
 
 
 def train(run: Path, vocab_size: int, **settings: Any) -> dict[str, Tensor]:
-    """One step, one checkpoint; returns the whole weights."""
+    """Two steps, one checkpoint; returns the whole weights, and under "features" those of the batch's captions."""
     torch.manual_seed(0)
     module = ContrastiveModule(tiny_config(vocab_size), optimizer=OptimizerConfig(warmup_steps=0))
     quiet = {
@@ -51,10 +51,12 @@ def train(run: Path, vocab_size: int, **settings: Any) -> dict[str, Tensor]:
         "logger": False,
         "inference_mode": False,
     }
-    trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, default_root_dir=run, **{"devices": 1, **quiet, **settings})
+    trainer = Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, default_root_dir=run, **{"devices": 1, **quiet, **settings})
     trainer.fit(module, datamodule=OneBatch())
     trainer.save_checkpoint(run / "step=1.ckpt")
-    return {
+    with torch.no_grad():
+        features = module.encode_text(next(iter(OneBatch().train_dataloader())).tokens)
+    return {"features": features} | {
         name: (value.full_tensor() if isinstance(value, DTensor) else value).clone() for name, value in module.towers.state_dict().items()
     }
 
@@ -90,7 +92,10 @@ def export(run: Path, checkpoint: str = "step=1.ckpt") -> int:
 
 def check_model(run: Path, weights: dict[str, Any]) -> None:
     clip = mc2.load(run / "model")
+    tokens = next(iter(OneBatch().train_dataloader())).tokens
+    torch.testing.assert_close(clip.towers.encode_text(tokens), torch.as_tensor(weights["features"]), rtol=1e-5, atol=1e-6)
     found = clip.towers.state_dict()
+    weights = {name: value for name, value in weights.items() if name != "features"}
     assert set(found) == set(weights)
     assert all(torch.equal(found[name], torch.as_tensor(value)) for name, value in weights.items())
     assert clip.encode_text(CAPTIONS[:5]).shape == (5, 24)
@@ -163,6 +168,18 @@ def test_weights_that_do_not_fit_their_own_configuration_are_refused(run: Path, 
     torch.save({"state_dict": {"towers.a": torch.zeros(3)}, "towers": tiny_config(400).to_json()}, run / "odd.ckpt")
     assert export(run, "odd.ckpt") == 1
     assert "odd.ckpt: found no weight 'vision." in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(run, tiny_tokenizer(run / "tokenizer").vocab_size)
+    checkpoint = torch.load(run / "step=1.ckpt", weights_only=True)
+    checkpoint["state_dict"]["towers.logit_scale.log"].fill_(float("nan"))
+    torch.save(checkpoint, run / "nan.ckpt")
+    assert export(run, "nan.ckpt") == 1
+    assert (
+        "nan.ckpt: found NaN or infinity in 1 weights (logit_scale.log), need numbers; take a checkpoint before it"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_config_that_does_not_fit_is_named_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

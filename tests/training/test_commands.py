@@ -192,7 +192,12 @@ def test_a_wrong_checkpoint_is_one_line(call: Callable[..., int], tmp_path: Path
     wider = {"model": {"init_args": {"towers": {"text": {"width": 32}}}}}
     with pytest.raises(ValueError, match=r"is of another model \(towers.text.width: found 16, need 32\); give the config"):
         call("fit", "--ckpt_path", "last", over=wider)
-    whole = (tmp_path / "run" / "checkpoints" / "step=6.ckpt").read_bytes()
+    file = tmp_path / "run" / "checkpoints" / "step=6.ckpt"
+    (tmp_path / "folder.ckpt").mkdir()
+    torch.save({"towers": torch.load(file, weights_only=True)["towers"]}, tmp_path / "folder.ckpt" / "meta.pt")
+    with pytest.raises(ValueError, match=r"folder.ckpt: found a folder of sharded parts, need a strategy that reads it"):
+        call("fit", "--ckpt_path", str(tmp_path / "folder.ckpt"))
+    whole = file.read_bytes()
     for content in (b"no checkpoint", whole[: len(whole) // 2], b""):
         (tmp_path / "broken.ckpt").write_bytes(content)
         with pytest.raises(ValueError, match=r"broken.ckpt: found no whole checkpoint of mc2, need one that `mc2 fit` wrote"):
@@ -235,7 +240,7 @@ def test_every_configuration_key_is_shown(capsys: pytest.CaptureFixture[str]) ->
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["trainer"]["max_epochs"] == -1
     assert shown["trainer"]["inference_mode"] is False
-    assert shown["checkpoints"] == {"every_n_steps": 1000, "keep": 2}
+    assert shown["checkpoints"] == {"every_n_steps": 1000, "keep": 2, "every_n_minutes": None, "async_save": False}
 
 
 def test_one_line_leaves_our_own_messages_alone() -> None:
