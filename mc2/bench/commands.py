@@ -1,10 +1,10 @@
-"""`mc2 bench match | automata | language-id`: measurements, with the baseline beside them."""
+"""`mc2 bench match | automata | language-id | loss`: measurements, with the baseline beside them."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mc2.bench.language_id import language_id
 
@@ -83,10 +83,43 @@ def automata(folder: Path, entries: int = 27_000_000, languages: int = 300, json
         storage.write_json(json, figures)
 
 
+def loss(
+    batch: int = 8192,
+    dim: int = 512,
+    repeats: int = 3,
+    columns: int | None = None,
+    tile: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    json: Path | None = None,
+) -> None:
+    """Time and extra memory of the contrastive loss, forward and backward, beside open_clip's ClipLoss on the same features in one process.
+
+    Args:
+        batch: Pairs of one rank.
+        dim: Length of a feature.
+        repeats: Both sides run so often in turn; the best time counts.
+        columns: As if other ranks had captions up to this number in all; ours alone, because open_clip's loss has no such form in one process.
+        tile: Tile x tile logits exist at a time; the loss's default if left out.
+        device: cpu or cuda; cuda where there is one.
+        json: File to write the figures to.
+    """
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+    from mc2.bench.loss_speed import Setting, measure, print_table
+
+    setting = Setting.checked(batch, dim, repeats, columns, tile, device)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+    figures = {**measure(setting), **circumstances(("mc2", "torch", "open_clip_torch"))}
+    print_table(figures)
+    if json is not None:
+        storage.write_json(json, figures)
+
+
 def main(argv: list[str]) -> int:
     """Run `mc2 bench ...`; argv begins with "bench"."""
     from jsonargparse import auto_cli
 
-    components: Any = {"match": match, "automata": automata, "language-id": language_id}
+    components: Any = {"match": match, "automata": automata, "language-id": language_id, "loss": loss}
     auto_cli(components, args=argv[1:], prog="mc2 bench", as_positional=False, description="Measurements of speed and memory.")
     return 0

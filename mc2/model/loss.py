@@ -76,13 +76,13 @@ class PairLoss(nn.Module, ABC):
             inputs = (image_BD.float(), text_BD.float(), logit_scale.float(), bias)
             needed = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
             with torch.no_grad():
-                loss, gradients = self.loss_and_gradients(*inputs, needed)
+                loss, gradients = self.loss_and_gradients(inputs[0], Gathered(inputs[1]), *inputs[2:], needed)
             result: Tensor = _WithGradients.apply(loss, gradients, *inputs) if needed else loss
         return result
 
     @abstractmethod
     def loss_and_gradients(
-        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
+        self, image_BD: Tensor, text: Gathered, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
     ) -> tuple[Tensor, Gradients | None]:
         """The loss of this rank and its gradients (of the captions: summed over ranks), None if they are not needed. Everything is fp32."""
 
@@ -112,13 +112,13 @@ class ContrastiveLoss(PairLoss):
     needs_bias = False
 
     def loss_and_gradients(
-        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
+        self, image_BD: Tensor, text: Gathered, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
     ) -> tuple[Tensor, Gradients | None]:
         del logit_bias
-        text, scaled_BD = Gathered(text_BD), image_BD * logit_scale
+        scaled_BD = image_BD * logit_scale
         tiling = Tiling(image_BD, text, self.tile, num_buffers=2)
         row_B, column_G = log_sum_exp(scaled_BD, text, tiling)
-        loss = (0.5 * (row_B + column_G[text.first : text.last]) - (scaled_BD * text_BD).sum(1)).mean()
+        loss = (0.5 * (row_B + column_G[text.first : text.last]) - (scaled_BD * text.own_BD).sum(1)).mean()
         if not needed:
             return loss, None
         sums = GradientSums(image_BD, text)
@@ -142,11 +142,11 @@ class SigmoidLoss(PairLoss):
     needs_bias = True
 
     def loss_and_gradients(
-        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
+        self, image_BD: Tensor, text: Gathered, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
     ) -> tuple[Tensor, Gradients | None]:
         assert logit_bias is not None
-        text, scaled_BD = Gathered(text_BD), image_BD * logit_scale
-        loss, grad_bias = -((scaled_BD * text_BD).sum() + len(image_BD) * logit_bias), torch.zeros_like(logit_bias)
+        scaled_BD = image_BD * logit_scale
+        loss, grad_bias = -((scaled_BD * text.own_BD).sum() + len(image_BD) * logit_bias), torch.zeros_like(logit_bias)
         sums = GradientSums(image_BD, text)
         tiling = Tiling(image_BD, text, self.tile, num_buffers=1)
         for tile in tiling.tiles(own_first=False):

@@ -53,6 +53,10 @@ class Gathered:
             self._work = None
         return self._all_GD[rows]
 
+    def send_sums(self, all_GD: Tensor) -> SumOfOwnRows:
+        """Begin to sum what every rank has for the rows of all."""
+        return SumOfOwnRows(all_GD)
+
 
 def log_sum_exp_over_ranks(own_G: Tensor) -> Tensor:
     """log of the sum over ranks of exp, element by element."""

@@ -84,7 +84,7 @@ class GradientSums:
             self._grad_others_GD[tile.columns].addmm_(grad_RC.T, self._image_BD[tile.rows])
             return
         if self._grad_others_GD is not None and self._sum is None:
-            self._sum = SumOfOwnRows(self._grad_others_GD)
+            self._sum = self._text.send_sums(self._grad_others_GD)
         own = slice(tile.columns.start - self._text.first, tile.columns.stop - self._text.first)
         self._grad_own_text_BD[own].addmm_(grad_RC.T, self._image_BD[tile.rows])
 
