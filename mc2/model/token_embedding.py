@@ -8,8 +8,9 @@ Shapes: V rows of the vocabulary, P of them on this rank, W width, U different i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -61,29 +62,49 @@ def find_route(ids_U: Tensor, num_rows: int, group: dist.ProcessGroup | None) ->
     return Route(route.to_owners(ids_U) - dist.get_rank(group) * part, group, route.asks, route.asked)
 
 
+@dataclass(frozen=True)
+class Use:
+    """The rows that a forward pass took when no dense gradient is wanted. After the backward pass `rows_UW.grad` is theirs; a pass that is made again has none."""
+
+    route: Route
+    rows_UW: Tensor
+
+
 class _Fetch(torch.autograd.Function):
-    """Rows of a sharded table by their route; the gradient of this rank's part is averaged over all ranks, as FSDP2 does."""
+    """Rows of a sharded table by their route, which travel in `dtype`; the gradient of this rank's part is averaged over all ranks, as FSDP2 does."""
 
     @staticmethod
     def forward(ctx: Any, part_PW: Tensor, route: Route, replicas: dist.ProcessGroup | None, dtype: torch.dtype) -> Tensor:
-        ctx.route, ctx.replicas, ctx.shape, ctx.dtype = route, replicas, part_PW.shape, part_PW.dtype
-        return route.to_askers(part_PW.index_select(0, route.wanted_N).to(dtype))
+        ctx.route, ctx.replicas, ctx.shape = route, replicas, part_PW.shape
+        return route.to_askers(part_PW.index_select(0, route.wanted_N).to(dtype)).to(part_PW.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        route: Route = ctx.route
-        grad_NW = route.to_owners(grad_outputs[0].float())
-        grad_PW = grad_NW.new_zeros(ctx.shape).index_add_(0, route.wanted_N, grad_NW)
-        ranks = dist.get_world_size(route.group) if route.group is not None else 1
+        grad_NW = ctx.route.to_owners(grad_outputs[0])
+        grad_PW = grad_NW.new_zeros(ctx.shape).index_add_(0, ctx.route.wanted_N, grad_NW)
         if ctx.replicas is not None:
             dist.all_reduce(grad_PW, group=ctx.replicas)
-            ranks *= dist.get_world_size(ctx.replicas)
-        return grad_PW.div_(ranks).to(ctx.dtype), None, None, None
+        return grad_PW.div_(num_ranks(ctx.route.group) * num_ranks(ctx.replicas)), None, None, None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, of the same memory; a plain tensor as it is."""
+    part: Tensor = cast(Any, tensor).to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
+def num_ranks(group: dist.ProcessGroup | None) -> int:
+    """Ranks of a group; 1 without one."""
+    return dist.get_world_size(group) if group is not None else 1
 
 
 class TokenEmbedding(nn.Module):
-    """Rows of a table by their ids: (B, L) -> (B, L, W). After `shard` every rank of the mesh must call it equally often."""
+    """Rows of a table by their ids: (B, L) -> (B, L, W). After `shard` every rank of the mesh must call it equally often.
+
+    `read`, if set, gives the values of rows, (N, W), by their places in this rank's part instead of the table, and the table gets no gradient: forward passes
+    of training are kept in `uses`, whose owner empties them.
+    """
 
     def __init__(self, num_rows: int, width: int) -> None:
         super().__init__()
@@ -92,18 +113,26 @@ class TokenEmbedding(nn.Module):
         self.shards: dist.ProcessGroup | None = None
         self.replicas: dist.ProcessGroup | None = None
         self.dtype: torch.dtype | None = None
+        self.read: Callable[[Tensor], Tensor] | None = None
+        self.uses: list[Use] = []
 
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
         """Keep only this rank's rows, as a DTensor. All ranks must have the same weights. Rows travel, and come out, in `dtype`; None keeps theirs."""
-        placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
-        self.weight = nn.Parameter(distribute_tensor(self.weight.detach(), mesh, placements), requires_grad=self.weight.requires_grad)
+        trained, placements = self.weight.requires_grad, [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+        self.weight = nn.Parameter(distribute_tensor(self.weight.detach(), mesh, placements), requires_grad=trained)
         self.shards, self.dtype = mesh.get_group(mesh.ndim - 1), dtype
         self.replicas = mesh.get_group(0) if mesh.ndim == 2 else None
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        if not isinstance(self.weight, DTensor):
+        if self.read is None and not isinstance(self.weight, DTensor):
             return F.embedding(ids_BL, self.weight)
+        dtype = self.dtype or self.weight.dtype
         ids_U, place_BL = torch.unique(ids_BL, return_inverse=True)
         route = find_route(ids_U, self.num_rows, self.shards)
-        rows_UW: Tensor = _Fetch.apply(self.weight.to_local(), route, self.replicas, self.dtype or self.weight.dtype)
-        return F.embedding(place_BL, rows_UW)
+        if self.read is None:
+            rows_UW: Tensor = _Fetch.apply(local(self.weight), route, self.replicas, dtype)
+        else:
+            rows_UW = route.to_askers(self.read(route.wanted_N).to(dtype)).to(self.weight.dtype)
+            if self.training and torch.is_grad_enabled():
+                self.uses.append(Use(route, rows_UW.requires_grad_()))
+        return F.embedding(place_BL, rows_UW).to(dtype)  # in the weights' type up to here: gradients of equal ids are summed in it

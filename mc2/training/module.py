@@ -17,6 +17,7 @@ from mc2.model.loss import ContrastiveLoss, PairLoss, bias_message
 from mc2.model.two_tower import Features, TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
+from mc2.training.lazy_rows import LazyRows, check_lazy_rows, hide_from_ddp
 from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
 from mc2.training.parallel import FSDP2Strategy, mixed_precision, shard
 
@@ -85,9 +86,12 @@ class ContrastiveModule(LightningModule):
         check_towers(init_from, init_towers, locked)
         self.init_from, self.init_towers, self.locked = init_from, tuple(init_towers), tuple(locked)
         self.micro_batches, self.parallel = micro_batches, parallel
+        if optimizer.vocabulary == "lazy" and "text" in locked:
+            raise ValueError("optimizer.vocabulary: found lazy with a locked text tower, need dense (its token embedding is not trained)")
         self.loss = loss or ContrastiveLoss()
         if self.loss.needs_bias != (towers.init_logit_bias is not None):
             raise ValueError(f"model.loss: {bias_message(self.loss, towers.init_logit_bias is not None)}")
+        self.lazy_rows: LazyRows | None = None  # makes the steps of the token embedding with vocabulary: lazy
 
     def configure_model(self) -> None:
         if "towers" in self._modules:  # runs once per stage (fit, validate, ...): only the first call may build and shard
@@ -97,6 +101,8 @@ class ContrastiveModule(LightningModule):
             load_initial_weights(self.towers, self.init_from, self.init_towers)
         self.towers.lock(self.locked)
         prepare_blocks(self.towers, self.parallel)
+        if self.optimizer_config.vocabulary == "lazy":
+            hide_from_ddp(self, "towers.text.token_embedding.weight")
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
             shard(self.towers, strategy, mixed_precision(str(self.trainer.precision)))
@@ -109,11 +115,30 @@ class ContrastiveModule(LightningModule):
             )
         if stage == "fit" and self.trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps: found {self.trainer.max_steps}, need the number of steps, which the schedule ends at")
+        if stage == "fit" and self.optimizer_config.vocabulary == "lazy":
+            check_lazy_rows(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         fused = not self.trainer.gradient_clip_val  # Lightning refuses to clip for a fused optimizer under autocast
         optimizer, schedule = build_optimizer(self, self.optimizer_config, self.trainer.max_steps, fused)
+        if self.lazy_rows is not None:
+            self.lazy_rows.release()
+        if self.optimizer_config.vocabulary == "lazy":
+            self.lazy_rows = LazyRows(self.towers.text.token_embedding, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+        if self.lazy_rows is not None:
+            self.lazy_rows.zero_grad()
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.lazy_rows is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.lazy_rows.clip_gradients(gradient_clip_val)
 
     def optimizer_step(
         self,

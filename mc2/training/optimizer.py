@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+
+from mc2.training.skipped_steps import Betas
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to 0 over `trainer.max_steps`. The defaults are those of ViT-H/14 worldwide (RECIPE 2.1).
 
     layer_decay: each block of a tower learns this many times as fast as the one behind it, for fine-tuning (0.65 - 0.9); 1: all alike.
+    vocabulary: "lazy" works only on the rows of the token embedding that a batch touches, with the result of "dense" AdamW (see `lazy_rows`).
     """
 
     learning_rate: float = 4e-4
@@ -29,6 +32,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     warmup_steps: int = 2000
     layer_decay: float = 1.0
+    vocabulary: Literal["dense", "lazy"] = "dense"
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.eps <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
@@ -39,6 +43,8 @@ class OptimizerConfig:
             )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optimizer: found betas {self.beta1} and {self.beta2}, need both in [0, 1)")
+        if self.vocabulary == "lazy":
+            Betas(self.beta1, self.beta2, self.eps)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, num_steps: int) -> float:
