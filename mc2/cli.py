@@ -15,7 +15,7 @@ SUBCOMMANDS = {
         "mc2.curation.commands",
         "match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards",
     ),
-    "tokenizer": ("mc2.data.commands", "train | show: SentencePiece pieces, coverage and fertility per language"),
+    "tokenizer": ("mc2.interchange.tokenizer_commands", "train | show | trim: SentencePiece pieces, coverage and fertility per language"),
     "fit": ("mc2.training.commands", "train from YAML (LightningCLI)"),
     "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
     "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),

@@ -1,4 +1,4 @@
-"""`mc2 tokenizer train | show`."""
+"""`mc2 tokenizer train | show`; the command line is in interchange/tokenizer_commands.py, because `trim` also writes model folders."""
 
 from __future__ import annotations
 
@@ -51,11 +51,3 @@ def show(tokenizer: Path, shards: Path, context_length: int = 77) -> None:
         )
         table.add_row(code or "(none)", f"{counts.num_captions:,}", *row)
     Console().print(table)
-
-
-def main(argv: list[str]) -> int:
-    """`argv` begins with "tokenizer"."""
-    from jsonargparse import auto_cli
-
-    auto_cli({"train": train, "show": show}, args=argv[1:], prog="mc2 tokenizer", as_positional=False)
-    return 0
