@@ -83,6 +83,9 @@ def test_fit_writes_a_run_that_tells_its_story(call: Callable[..., int], tmp_pat
     assert set(found["speed/samples_per_second"]) == set(range(STEPS))
     assert all(0 <= share <= 1 for share in found["speed/wait_share"].values())
     assert [found[f"languages/{code}"][0] for code in ("de", "sw", "unknown")] == [3 / 8, 3 / 8, 2 / 8]
+    tokens, samples = found["speed/tokens_per_second"], found["speed/samples_per_second"]
+    assert [tokens[step] / samples[step] for step in tokens] == pytest.approx([8] * STEPS)  # captions of the tiny data fill their rows
+    assert not {"speed/mfu", "speed/memory_gb"} & set(found)  # no number rather than a wrong one on a CPU
     assert found["train/lr"][0] == pytest.approx(1e-3)
     assert len(found["val/loss"]) == 2
     assert {"train/logit_scale", "speed/wait_seconds"} <= set(found)
