@@ -89,8 +89,11 @@ class Commands(LightningCLI):
                 f"{run}: holds checkpoints of another run; go on with --ckpt_path last, or give another --trainer.default_root_dir"
             )
         if isinstance(self.model, ContrastiveModule):
+            check_ids(self.datamodule, self.model.tower_config)
             if isinstance(self.datamodule, ShardDataModule):
                 check_images(self.datamodule.preprocess, self.model.tower_config)
+                if self.subcommand == "fit":
+                    check_ranks(self.datamodule, self.trainer.world_size)
                 check_micro_batches(self.model.micro_batches, self.datamodule.batch_size)
             if path is not None:
                 check_checkpoint(path, self.model.tower_config.to_json(), isinstance(self.trainer.strategy, FSDP2Strategy))
@@ -107,6 +110,25 @@ def check_images(found: ImagePreprocess, need: TwoTowerConfig) -> None:
     for name, (data, towers) in pairs.items():
         if data != towers:
             raise ValueError(f"data.preprocess.{name}: found {data}, need {towers} as in model.towers; give both the same")
+
+
+def check_ids(data: LightningDataModule, towers: TwoTowerConfig) -> None:
+    """Errors: ValueError if the data module does not say what the text tower must know of its tokenizer: the tower would look for the wrong eos, say."""
+    for name in ("vocab_size", "context_length", "eos_id"):
+        found, need = getattr(data, name, None), getattr(towers.text, name)
+        if found != need:
+            raise ValueError(
+                f"data.{name}: found {found} in {type(data).__name__}, while the text tower has {need}; give the data module its tokenizer's {name} as an attribute"
+            )
+
+
+def check_ranks(data: ShardDataModule, world_size: int) -> None:
+    """Errors: ValueError, before a process starts, for shards or validation pairs that do not suffice for all ranks: a rank without them would hang the others."""
+    if data.val_pairs < world_size:
+        raise ValueError(
+            f"data.val_pairs: found {data.val_pairs} for {world_size} processes, need at least one pair for each; raise data.init_args.val_pairs"
+        )
+    data.loader(0, world_size)
 
 
 def check_beginning(folder: Path, model: ContrastiveModule, data: LightningDataModule) -> None:

@@ -12,9 +12,11 @@ import yaml
 from mc2.training.commands import main
 from mc2.training.recipe import Schedule
 from tests.data.shards import small_tokenizer, write_folder
+from tests.training.tiny import TinyData
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
+OVERLAYS = [EXPERIMENTS / "overlays/debug.yaml", EXPERIMENTS / "overlays/tiny.yaml"]
 SCHEDULES = {
     "vit_h14_worldwide.yaml": Schedule(2.3, 384),
     "vit_h14_worldwide_13b.yaml": Schedule(1.0, 256),
@@ -94,9 +96,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_recipe_trains_for_two_steps(name: str, pool: dict[str, str], tmp_path: Path) -> None:
-    overlays = [EXPERIMENTS / "overlays/debug.yaml", EXPERIMENTS / "overlays/tiny.yaml"]
     argv = ["fit"]
-    for path in [*chain(name), *overlays]:
+    for path in [*chain(name), *OVERLAYS]:
         argv += ["--config", str(path)]
     for key, value in pool.items():
         argv += [f"--data.init_args.{key}", value]
@@ -107,3 +108,47 @@ def test_every_recipe_trains_for_two_steps(name: str, pool: dict[str, str], tmp_
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["data"]["init_args"]["languages"] == (["en"] if "vit_h14_english" in name else None)
     assert saved["data"]["init_args"]["without_languages"] == (["en"] if "non_english" in name else None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--data.init_args.val_pairs", "1"], r"data.val_pairs: found 1 for 2 processes, need at least one pair for each"),
+        (["--data.init_args.num_workers", "2"], r"found 2 shards for 4 streams .*use at most 1 workers a rank"),
+        (["--model.init_args.micro_batches", "3"], r"model.micro_batches: found 3 for a batch of 8 pairs"),
+        (["--model.init_args.towers.vision.image_size", "42"], r"data.preprocess.image_size: found 28, need 42 as in model.towers"),
+        (
+            ["--data.class_path", "tests.training.test_recipe.Silent"],
+            r"data.eos_id: found None in Silent, while the text tower has 2; give",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_process_starts(settings: list[str], message: str, pool: dict[str, str], tmp_path: Path) -> None:
+    """Two processes on the CPU, which Lightning would start in `fit`; one line with what was found, what is needed, and the cure."""
+    silent = "tests.training.test_recipe.Silent" in settings
+    data = [] if silent else [word for key, value in pool.items() for word in (f"--data.init_args.{key}", value)]
+    if silent:
+        argv = ["fit", "--model", "mc2.training.module.ContrastiveModule", "--trainer.max_steps", "2"]
+        argv += [
+            "--model.init_args.towers.vision.image_size",
+            "32",
+            "--model.init_args.towers.vision.width",
+            "32",
+            "--model.init_args.towers.vision.heads",
+            "2",
+        ]
+    else:
+        argv = [word for path in [EXPERIMENTS / "vit_h14_worldwide.yaml", *OVERLAYS] for word in ("--config", str(path))]
+        argv = ["fit", *argv, "--data.init_args.balance", "null", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    with pytest.raises(ValueError, match=message) as caught:
+        main([*argv, *data, "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run"), *settings])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+class Silent(TinyData):
+    """A data module that does not say which id ends a caption."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.eos_id

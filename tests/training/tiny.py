@@ -91,7 +91,7 @@ class TinyData(LightningDataModule):
     def __init__(self, num_batches: int = 6, batch_size: int = 8, validates: bool = True) -> None:
         super().__init__()
         self.num_batches, self.batch_size, self.validates = num_batches, batch_size, validates
-        self.vocab_size, self.context_length = VOCABULARY, CONTEXT
+        self.vocab_size, self.context_length, self.eos_id = VOCABULARY, CONTEXT, 2
         self.tokenizer, self.preprocess = TinyTokenizer(), TinyPreprocess()
 
     def _loader(self, num_batches: int) -> Pairs:
