@@ -29,12 +29,15 @@ MAY_IMPORT = {
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
     "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path
-    "bench": BASE | {"engines", "metadata", "curation", "model"},
+    "bench": BASE | {"engines", "metadata", "curation", "model", "training", "interchange"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
     "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},
 }
 TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench"}
-WITH_TORCH = {"mc2.bench.loss_speed"}  # what a torch-free part imports in a function, when its measurement was chosen
+WITH_TORCH = {
+    "mc2.bench.loss_speed",
+    "mc2.bench.step_speed",
+}  # what a torch-free part imports in a function, when its measurement was chosen
 HEAVY = {"torch", "lightning", "torchvision", "timm", "transformers", "open_clip", "torchmetrics", "webdataset"}
 
 
@@ -81,7 +84,15 @@ def test_imports_point_one_way(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["quickstart", "--help"], ["curate", "--help"], ["metadata", "--help"], ["bench", "--help"], ["bench", "loss", "--help"]],
+    [
+        ["--help"],
+        ["quickstart", "--help"],
+        ["curate", "--help"],
+        ["metadata", "--help"],
+        ["bench", "--help"],
+        ["bench", "loss", "--help"],
+        ["bench", "step", "--help"],
+    ],
 )
 def test_help_is_light(argv: list[str]) -> None:
     code = (
@@ -96,6 +107,7 @@ def test_help_is_light(argv: list[str]) -> None:
 
 # Modules that import packages of an extra when they are imported; who needs them imports them in a function, and names the extra if that fails.
 NEED_EXTRA = {
+    "mc2.bench.step_speed",
     "mc2.curation.wat_page",
     "mc2.interchange.onnx_folder",
     "mc2.interchange.open_clip_folder",

@@ -1,4 +1,4 @@
-"""`mc2 bench match | automata | language-id | loss`: measurements, with the baseline beside them."""
+"""`mc2 bench match | automata | language-id | loss | step`: measurements, with the baseline beside them."""
 
 from __future__ import annotations
 
@@ -116,10 +116,65 @@ def loss(
         storage.write_json(json, figures)
 
 
+def step(
+    size: str = "tiny",
+    vocab_size: int = 8000,
+    batch: int = 64,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    compile: bool = False,
+    steps: int = 5,
+    repeats: int = 3,
+    device: Literal["cpu", "cuda"] | None = None,
+    json: Path | None = None,
+) -> None:
+    """Pairs a second and memory of a training step on one device, open_clip's beside ours (needs `pip install 'mc2[interchange]'`).
+
+    Args:
+        size: Name of a file in experiments/models ("ViT-B-32"), or a path.
+        vocab_size: Rows of the token embedding: 901629 in the released models, 250000 in those of mT5.
+        batch: Pairs.
+        precision: As trainer.precision: 32-true or bf16-mixed.
+        compile: Compile both sides.
+        steps: Steps of a round.
+        repeats: Both sides run a round so often in turn; the best round counts.
+        device: By default a GPU where one is.
+        json: File to write the figures to.
+    """
+    from dataclasses import replace
+
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+
+    try:
+        from mc2.bench.step_speed import Setting, choose_device, measure, print_table
+    except ModuleNotFoundError as error:
+        raise ValueError(f"bench step: the package {error.name} is not installed; run `pip install 'mc2[interchange]'`") from error
+    from mc2.interchange.convert import named_towers
+
+    towers = named_towers(size)
+    towers = replace(towers, text=replace(towers.text, vocab_size=vocab_size))
+    setting = Setting(towers, batch, precision, compile, steps, repeats, choose_device(device))
+    about = circumstances(("mc2", "torch", "open-clip-torch", "timm"))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)  # an error now, not after the measurement
+    figures = measure(setting)
+    print_table(size, setting, figures)
+    if json is not None:
+        sample = {
+            "size": size,
+            "vocab_size": vocab_size,
+            "batch": batch,
+            "precision": precision,
+            "compile": compile,
+            "device": setting.device,
+        }
+        storage.write_json(json, {"sample": sample, **figures, **about})
+
+
 def main(argv: list[str]) -> int:
     """Run `mc2 bench ...`; argv begins with "bench"."""
     from jsonargparse import auto_cli
 
-    components: Any = {"match": match, "automata": automata, "language-id": language_id, "loss": loss}
+    components: Any = {"match": match, "automata": automata, "language-id": language_id, "loss": loss, "step": step}
     auto_cli(components, args=argv[1:], prog="mc2 bench", as_positional=False, description="Measurements of speed and memory.")
     return 0
