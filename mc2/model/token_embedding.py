@@ -51,9 +51,9 @@ class Route:
 
 def find_route(ids_U: Tensor, num_rows: int, group: dist.ProcessGroup | None) -> Route:
     """The way from different ids in rising order to the parts they lie in. A collective of the group; a rank may come without ids."""
-    if group is None or dist.get_world_size(group) == 1:
+    ranks = group_size(group)
+    if group is None or ranks == 1:
         return Route(ids_U)
-    ranks = dist.get_world_size(group)
     part = -(-num_rows // ranks)  # as DTensor cuts: the last parts may be shorter or empty
     asks = torch.bincount(ids_U // part, minlength=ranks)
     asked = torch.empty_like(asks)
@@ -85,7 +85,7 @@ class _Fetch(torch.autograd.Function):
         grad_PW = grad_NW.new_zeros(ctx.shape).index_add_(0, ctx.route.wanted_N, grad_NW)
         if ctx.replicas is not None:
             dist.all_reduce(grad_PW, group=ctx.replicas)
-        return grad_PW.div_(num_ranks(ctx.route.group) * num_ranks(ctx.replicas)), None, None, None
+        return grad_PW.div_(group_size(ctx.route.group) * group_size(ctx.replicas)), None, None, None
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def num_ranks(group: dist.ProcessGroup | None) -> int:
+def group_size(group: dist.ProcessGroup | None) -> int:
     """Ranks of a group; 1 without one."""
     return dist.get_world_size(group) if group is not None else 1
 

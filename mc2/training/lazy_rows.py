@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from mc2.model.token_embedding import TokenEmbedding, local, num_ranks
+from mc2.model.token_embedding import TokenEmbedding, group_size, local
 from mc2.training.parallel import FSDP2Strategy
 from mc2.training.skipped_steps import Betas, StepHistory, catch_up
 
@@ -53,9 +53,9 @@ def sum_of_equal_rows(places_N: Tensor, rows_NW: Tensor) -> tuple[Tensor, Tensor
 
 def gather_rows(places_N: Tensor, rows_NW: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """The places and rows of all ranks of a group, which may bring different numbers of them."""
-    if num_ranks(group) == 1:
+    if group_size(group) == 1:
         return places_N, rows_NW
-    counts = [torch.zeros(1, dtype=torch.int64, device=places_N.device) for _ in range(num_ranks(group))]
+    counts = [torch.zeros(1, dtype=torch.int64, device=places_N.device) for _ in range(group_size(group))]
     dist.all_gather(counts, torch.tensor([len(places_N)], device=places_N.device), group=group)
     numbers = [int(count) for count in counts]
     padding = max(numbers) - len(places_N)
@@ -81,7 +81,7 @@ class LazyRows:
         self.replicas = embedding.replicas if sharded else dist.group.WORLD if dist.is_initialized() else None
         self.num_rows = 0
         self._gradient: tuple[Tensor, Tensor] | None = None
-        if not sharded and num_ranks(self.replicas) > 1:  # DDP does not see the table
+        if not sharded and group_size(self.replicas) > 1:  # DDP does not see the table
             dist.broadcast(embedding.weight.detach(), src=0)
         self._restart()
         embedding.read = self.read
@@ -167,7 +167,7 @@ class LazyRows:
             nothing = (self.seen_P.new_empty(0), local(self.embedding.weight).new_empty(0, self.embedding.weight.shape[1]))
             places, rows = (torch.cat(each) for each in zip(nothing, *parts, strict=True))
             places, rows = sum_of_equal_rows(*gather_rows(*sum_of_equal_rows(places, rows), self.replicas))
-            self._gradient = places, rows.div_(num_ranks(self.embedding.shards) * num_ranks(self.replicas))
+            self._gradient = places, rows.div_(group_size(self.embedding.shards) * group_size(self.replicas))
         return self._gradient
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class LazyRows:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         _, rows = self.gradient()
         squares = rows.double().square().sum()
-        if num_ranks(self.embedding.shards) > 1:
+        if group_size(self.embedding.shards) > 1:
             dist.all_reduce(squares, group=self.embedding.shards)
         norm = (norm.double().square() + squares).sqrt().to(rows.dtype)
         nn.utils.clip_grads_with_norm_(others, max_norm, norm)

@@ -248,3 +248,11 @@ def test_every_configuration_key_is_shown(capsys: pytest.CaptureFixture[str]) ->
 
 def test_one_line_leaves_our_own_messages_alone() -> None:
     assert one_line("loss: found 1, need 2; do 3") == "loss: found 1, need 2; do 3"
+
+
+def test_a_lazy_vocabulary_from_yaml_trains_as_the_dense_one(call: Callable[..., int], tmp_path: Path) -> None:
+    for vocabulary in ("dense", "lazy"):
+        run = {"trainer": {"default_root_dir": str(tmp_path / vocabulary)}}
+        assert call("fit", over={**run, "model": {"init_args": {"optimizer": {"vocabulary": vocabulary}}}}) == 0
+    dense, lazy = (scalars(tmp_path / vocabulary)["train/loss"] for vocabulary in ("dense", "lazy"))
+    assert lazy == pytest.approx(dense, rel=1e-5)
