@@ -27,7 +27,6 @@ from torch.optim import Optimizer
 
 INDEX = ".metadata"
 METADATA = "meta.pt"  # Lightning's name
-SHARDED = ("state_dict", "ema")  # what lies in the parts, beside the optimizers
 
 # What the pickled index of a sharded checkpoint may be made of, besides dtypes and paths.
 INDEX_CLASSES = {
@@ -73,7 +72,7 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
 def write_parts(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> None:
     """This rank's part; rank 0 also writes the index, when all parts are on the disk, and meta.pt. A collective of the group, which must not be NCCL's."""
     rest = {**checkpoint}
-    tensors = {name: rest.pop(name) for name in SHARDED if name in rest}
+    tensors = {"state_dict": rest.pop("state_dict")}
     tensors |= {f"optimizer_{index}": state for index, state in enumerate(rest.pop("optimizer_states", []))}
     state_dict_saver.save(tensors, checkpoint_id=folder, process_group=group)
     if dist.get_rank() == 0:
@@ -151,7 +150,7 @@ def load_parts(state: dict[str, Any], folder: Path) -> None:
 
 
 def read_parts(folder: Path, module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """Fill a sharded module and its optimizers; returns the rest of the checkpoint: meta.pt, and the averaged weights, if it has any, sharded alike."""
+    """Fill a sharded module and its optimizers; returns the rest of the checkpoint, meta.pt."""
     weights = {"state_dict": get_model_state_dict(module)}
     load_parts(weights, folder)
     module.load_state_dict(weights["state_dict"])
@@ -160,12 +159,6 @@ def read_parts(folder: Path, module: nn.Module, optimizers: list[Optimizer]) -> 
         load_parts(state, folder)
         set_optimizer_state_dict(module, optimizer, optim_state_dict=state[f"optimizer_{index}"])
     rest: dict[str, Any] = torch.load(folder / METADATA, map_location="cpu", weights_only=True)
-    names = [name.removeprefix("ema.") for name in read_index(folder / INDEX).state_dict_metadata if name.startswith("ema.")]
-    if names:
-        parameters = dict(module.named_parameters())
-        averages = {"ema": {name: torch.zeros_like(parameters[name], dtype=torch.float32) for name in names if name in parameters}}
-        load_parts(averages, folder)
-        rest |= averages
     return rest
 
 

@@ -23,6 +23,7 @@ from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
+from mc2.training.guards import Guard
 from mc2.training.initial_weights import check_initial_weights, check_tokenizer
 from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.parallel import FSDP2Strategy
@@ -57,6 +58,7 @@ class Commands(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Preemption, "preemption")
+        parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Telemetry, "telemetry")
         for source, target in (
             ("vocab_size", "text.vocab_size"),
