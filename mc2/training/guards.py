@@ -19,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 
 from mc2.data.batch import PairBatch
 from mc2.model.ranks import num_ranks
+from mc2.training.module import ContrastiveModule
 
 SPIKES = "spikes.jsonl"
 DECAY = 0.98  # of the running mean and variance of the loss
@@ -69,8 +70,8 @@ class Guard(Callback):
 
     After `stop_after` such steps in a row the run ends with an error. A loss that exceeds its running mean by `spike_deviations` standard deviations is
     reported and trained on. Every `trainer.log_every_n_steps` steps: norm/gradient (before clipping), norm/parameters, norm/update, guard/skipped_steps.
-    One all-reduce of two numbers a step; what it says is read one step later, so that the device never waits for it (but where the optimizer is not
-    fused, with gradient clipping). Weights that are no numbers are refused before the first step.
+    One all-reduce of two numbers a step; what it says is read one step later, so that the device never waits for it (but with gradient clipping and
+    with optimizer.vocabulary lazy). Weights that are no numbers are refused before the first step.
     """
 
     def __init__(self, stop_after: int = 10, spike_deviations: float = 6.0) -> None:
@@ -101,12 +102,18 @@ class Guard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        values = torch.stack([self._loss.float() / num_ranks(), squared_norm(gradients, pl_module.device)])
+        squares = squared_norm(gradients, pl_module.device)
+        rows = pl_module.lazy_rows if isinstance(pl_module, ContrastiveModule) else None
+        if rows is not None:  # the table's gradient lies there
+            squares = squares + rows.gradient()[1].float().square().sum() / num_copies(rows.embedding.weight)
+        values = torch.stack([self._loss.float() / num_ranks(), squares])
         values = sum_over_ranks(values)
         skip = 1.0 - values.isfinite().all().float()
-        if type(optimizer) is AdamW and optimizer.defaults["fused"]:
+        if rows is None and type(optimizer) is AdamW and optimizer.defaults["fused"]:
             optimizer.found_inf = skip  # type: ignore[attr-defined]  # as a gradient scaler tells it; the kernel then changes nothing
         elif bool(skip):
+            if rows is not None:
+                rows.left_out = True
             optimizer.zero_grad(set_to_none=True)  # what has no gradient is not touched
         self._judge(trainer)
         self._pending = trainer.global_step, values, self._keys

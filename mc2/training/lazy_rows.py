@@ -80,6 +80,7 @@ class LazyRows:
         sharded = isinstance(embedding.weight, DTensor)
         self.replicas = embedding.replicas if sharded else dist.group.WORLD if dist.is_initialized() else None
         self.num_rows = 0
+        self.left_out = False  # whether the next step is to change nothing
         self._gradient: tuple[Tensor, Tensor] | None = None
         if not sharded and group_size(self.replicas) > 1:  # DDP does not see the table
             dist.broadcast(embedding.weight.detach(), src=0)
@@ -190,6 +191,9 @@ class LazyRows:
         """AdamW's step for the rows of the batch, right after that of all other parameters."""
         if self.embedding.weight.grad is not None:  # torch's checkpoint code steps with gradients of 0 to make the state it loads into
             self._restart()
+            return
+        if self.left_out:
+            self._gradient, self.embedding.uses, self.left_out = None, [], False
             return
         touched, gradient = self.gradient()
         self.num_rows = len(touched)

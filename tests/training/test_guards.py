@@ -13,10 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from mc2.training.guards import SPIKES, Guard, check_weights, local
+from mc2.training.module import ContrastiveModule
+from mc2.training.optimizer import OptimizerConfig
 from mc2.training.parallel import FSDP2Strategy
 from tests.processes import run_processes
 from tests.training.test_parallel import whole
-from tests.training.tiny import Losses, TinyData, tiny_module, tiny_trainer
+from tests.training.tiny import TOWERS, Losses, TinyData, tiny_module, tiny_trainer
 
 
 class Rows(Logger):
@@ -54,13 +56,15 @@ class Break(Callback):
         self.states.append(numbers)
 
 
-def guarded(run: str, strategy: str, devices: int, broken: tuple[int, ...], **settings: Any) -> dict[str, Any]:
+def guarded(run: str, strategy: str, devices: int, broken: tuple[int, ...], lazy: bool = False, **settings: Any) -> dict[str, Any]:
     chosen = FSDP2Strategy(replicate=2 if strategy == "hsdp" else 1, timeout_minutes=0.5) if strategy in ("fsdp2", "hsdp") else strategy
     guard, broke, losses = Guard(stop_after=2), Break(broken), Losses()
     logger = Rows()
     more = {"max_steps": 6, "limit_val_batches": 0, "log_every_n_steps": 2, "logger": logger, **settings}
     trainer = tiny_trainer(run, strategy=chosen, devices=devices, callbacks=[broke, guard, losses], **more)
-    module = tiny_module()
+    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, vocabulary="lazy" if lazy else "dense")
+    torch.manual_seed(0)
+    module = ContrastiveModule(TOWERS, optimizer=config)
     error = ""
     try:
         trainer.fit(module, TinyData())
@@ -89,6 +93,17 @@ def test_a_step_without_numbers_is_left_out_on_all_ranks(strategy: str, devices:
 
 def clipped(run: str, strategy: str, devices: int, broken: tuple[int, ...], clip: float | None) -> dict[str, Any]:
     return guarded(run, strategy, devices, broken, gradient_clip_val=clip)
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("auto", 1), ("fsdp2", 2)])
+def test_lazy_rows_are_left_out_too(strategy: str, devices: int, tmp_path: Path) -> None:
+    dense = run_processes(guarded, [(str(tmp_path), strategy, devices, (2,))] * devices, join=False)
+    for found, need in zip(
+        run_processes(guarded, [(str(tmp_path), strategy, devices, (2,), True)] * devices, join=False), dense, strict=True
+    ):
+        assert found["skipped"] == 1
+        assert found["losses"] == pytest.approx(need["losses"], rel=1e-5)
+        assert [row["norm/gradient"] for row in found["norms"]] == pytest.approx([row["norm/gradient"] for row in need["norms"]], rel=1e-4)
 
 
 @pytest.mark.parametrize(("strategy", "devices"), [("auto", 1), ("fsdp2", 2)])
