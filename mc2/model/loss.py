@@ -45,6 +45,12 @@ class _WithGradients(torch.autograd.Function):
         return None, None, *known
 
 
+def with_gradients(loss: Tensor, gradients: Gradients | None, *inputs: Tensor | None) -> Tensor:
+    """The loss, whose backward pass gives the inputs these gradients times that of the loss."""
+    result: Tensor = loss if gradients is None else _WithGradients.apply(loss, gradients, *inputs)
+    return result
+
+
 class PairLoss(nn.Module, ABC):
     """What the features of matching pairs are trained with: `model.init_args.loss.class_path` in YAML names a subclass.
 
@@ -77,8 +83,7 @@ class PairLoss(nn.Module, ABC):
             needed = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
             with torch.no_grad():
                 loss, gradients = self.loss_and_gradients(inputs[0], Gathered(inputs[1]), *inputs[2:], needed)
-            result: Tensor = _WithGradients.apply(loss, gradients, *inputs) if needed else loss
-        return result
+            return with_gradients(loss, gradients, *inputs)
 
     @abstractmethod
     def loss_and_gradients(
