@@ -13,7 +13,10 @@ from mc2.quickstart.run import Quickstart
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "runs/quickstart"
-PARENTS = {"quickstart_english.yaml": "quickstart.yaml"}  # an ablation holds only what differs from its parent
+PARENTS = {
+    "quickstart_english.yaml": "quickstart.yaml",
+    "quickstart_distilled.yaml": "quickstart.yaml",
+}  # an ablation holds only what differs from its parent
 
 
 @pytest.mark.timeout(900)

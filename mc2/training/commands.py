@@ -23,6 +23,7 @@ from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
+from mc2.training.distillation import check_teacher
 from mc2.training.guards import Guard
 from mc2.training.initial_weights import check_initial_weights, check_tokenizer
 from mc2.training.module import ContrastiveModule, check_micro_batches
@@ -97,6 +98,10 @@ class Commands(LightningCLI):
                 if self.subcommand == "fit":
                     check_ranks(self.datamodule, self.trainer.world_size)
                 check_micro_batches(self.model.micro_batches, self.datamodule.batch_size)
+            if self.subcommand == "fit" and self.model.teacher_config is not None:
+                check_teacher(self.model.teacher_config, self.model.tower_config)
+                if isinstance(self.datamodule, ShardDataModule):
+                    check_tokenizer(self.datamodule.tokenizer, self.model.teacher_config.folder, "model.teacher")
             if path is not None:
                 check_checkpoint(path, self.model.tower_config.to_json(), isinstance(self.trainer.strategy, FSDP2Strategy))
                 self.model.init_from = None  # the checkpoint has every weight; the folder need not be there any more

@@ -16,6 +16,7 @@ from mc2.data.batch import PairBatch
 from mc2.model.loss import ContrastiveLoss, PairLoss, bias_message
 from mc2.model.two_tower import Features, TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
+from mc2.training.distillation import Teacher, TeacherConfig, check_teacher
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.lazy_rows import LazyRows, check_lazy_rows, hide_from_ddp
 from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
@@ -63,6 +64,8 @@ class ContrastiveModule(LightningModule):
     init_from: model folder (`mc2 import`, `mc2 export`) whose weights training begins with; position embeddings are fitted to another image_size or a shorter
     context_length. init_towers: only these of it (default: both towers and the logit scale). locked: towers that stay as they are (LiT): evaluation mode,
     no gradient, no optimizer state.
+
+    teacher: a model folder whose similarities of each batch the student learns beside the pairs (train/distillation; train/loss stays the contrastive term).
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class ContrastiveModule(LightningModule):
         init_towers: Sequence[Tower] = TOWERS,
         locked: Sequence[Tower] = (),
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008  (frozen)
+        teacher: TeacherConfig | None = None,
     ) -> None:
         super().__init__()
         if max_logit_scale <= 1:
@@ -91,6 +95,8 @@ class ContrastiveModule(LightningModule):
         self.loss = loss or ContrastiveLoss()
         if self.loss.needs_bias != (towers.init_logit_bias is not None):
             raise ValueError(f"model.loss: {bias_message(self.loss, towers.init_logit_bias is not None)}")
+        self.teacher_config = teacher
+        self._teacher: Teacher | None = None
         self.lazy_rows: LazyRows | None = None  # makes the steps of the token embedding with vocabulary: lazy
 
     def configure_model(self) -> None:
@@ -117,6 +123,10 @@ class ContrastiveModule(LightningModule):
             raise ValueError(f"trainer.max_steps: found {self.trainer.max_steps}, need the number of steps, which the schedule ends at")
         if stage == "fit" and self.optimizer_config.vocabulary == "lazy":
             check_lazy_rows(self.trainer)
+
+    def on_fit_start(self) -> None:
+        if self.teacher_config is not None and self._teacher is None:
+            self._teacher = Teacher(self.teacher_config, check_teacher(self.teacher_config, self.tower_config), self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         fused = not self.trainer.gradient_clip_val  # Lightning refuses to clip for a fused optimizer under autocast
@@ -160,6 +170,10 @@ class ContrastiveModule(LightningModule):
         loss: Tensor
         loss, features = self(batch)
         self.log("train/loss", loss.detach(), sync_dist=True, prog_bar=True, batch_size=len(batch.image))
+        if self._teacher is not None:
+            distillation = self._teacher.loss(batch.image, batch.tokens, features, self.micro_batches)
+            self.log("train/distillation", distillation.detach(), sync_dist=True, batch_size=len(batch.image))
+            loss = loss + distillation
         self.log("train/logit_scale", features.logit_scale.detach(), batch_size=len(batch.image))
         if features.logit_bias is not None:
             self.log("train/logit_bias", features.logit_bias.detach(), batch_size=len(batch.image))

@@ -171,6 +171,11 @@ def test_predict_ranks_texts(call: Callable[..., int], tmp_path: Path, capsys: p
             {"trainer": {"accumulate_grad_batches": 2}},
             r"trainer.accumulate_grad_batches: found 2, need 1 .* set model.init_args.micro_batches",
         ),
+        ({"model": {"init_args": {"teacher": {"folder": "nowhere"}}}}, "found no config.json in nowhere, need a model folder"),
+        (
+            {"model": {"init_args": {"loss": {"class_path": "mc2.model.loss.SigmoidLoss"}}}},
+            "model.loss: found towers without a logit bias for SigmoidLoss",
+        ),
         ({"model": {"init_args": {"micro_batches": 3}}}, "model.micro_batches: found 3 for a batch of 8 pairs"),
         ({"trainer": {"max_steps": -1}}, "trainer.max_steps: found -1, need the number of steps"),
         ({"checkpoints": {"keep": 0}}, "found every_n_steps 2 and keep 0"),
