@@ -66,7 +66,6 @@ class PairLoss(nn.Module, ABC):
             raise ValueError(f"loss.tile: found {tile}, need at least 1")
         self.tile = tile
 
-    @final
     def forward(self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
         """Features of unit length, row i of both a pair; logit scale and bias are scalars, the bias None for a loss without one.
 

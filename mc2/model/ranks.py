@@ -75,7 +75,9 @@ class SumOfOwnRows:
     def __init__(self, all_GD: Tensor) -> None:
         self._all_GD = all_GD  # kept until it is sent
         self._own_BD = all_GD.new_empty(len(all_GD) // num_ranks(), all_GD.shape[1])
-        self._work = dist.reduce_scatter_tensor(self._own_BD, all_GD, async_op=True)
+        work = dist.reduce_scatter_tensor(self._own_BD, all_GD, async_op=True)
+        assert work is not None  # it would be for a process outside the group
+        self._work = work
 
     def wait(self) -> Tensor:
         """(B, D)."""

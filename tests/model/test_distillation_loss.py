@@ -26,7 +26,7 @@ def plain() -> tuple[float, list[list[float]]]:
     image, text, scale, teacher_image, teacher_text, teacher_scale = features()
     logits, teacher = scale * image @ text.T, teacher_scale * teacher_image @ teacher_text.T
     loss = (F.cross_entropy(logits, teacher.softmax(1)) + F.cross_entropy(logits.T, teacher.T.softmax(1))) / 2
-    loss.backward()
+    torch.autograd.backward(loss)
     return loss.item(), [part.grad.flatten().tolist() for part in (image, text, scale) if part.grad is not None]
 
 
