@@ -69,17 +69,20 @@ def select_ngrams(
     with open_database(scratch, memory_gb, f"the sums of the words of {language}") as (database, _):
         select = "SELECT word, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY word"
         database.execute(f"CREATE TABLE words AS {select}", [[str(path) for path in words]])
-        database.execute(_PAIRS, [[str(path) for path in pairs]])
+        database.execute(_SUMS, [[str(path) for path in pairs]])
+        for statement in _PAIRS:
+            database.execute(statement)
         return _unigrams(database, language, limits), _bigrams(database, language, limits)
 
 
-_PAIRS = """
-CREATE TABLE pairs AS
-SELECT pair.first, pair.second, pair.count::DOUBLE AS count, one.count::DOUBLE * two.count::DOUBLE AS product
-FROM (SELECT first, second, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY first, second) AS pair
-JOIN words AS one ON pair.first = one.word
-JOIN words AS two ON pair.second = two.word
-"""
+# The counts of both words come to a pair one after the other: one statement for all would hold the sums and both tables of words in memory at once.
+_SUMS = "CREATE TABLE sums AS SELECT first, second, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY first, second"
+_PAIRS = (
+    "CREATE TABLE half AS SELECT first, second, sums.count, words.count::DOUBLE AS one FROM sums JOIN words ON first = word",
+    "DROP TABLE sums",
+    "CREATE TABLE pairs AS SELECT first, second, half.count::DOUBLE AS count, one * words.count::DOUBLE AS product FROM half JOIN words ON second = word",
+    "DROP TABLE half",
+)
 
 # The score of a pair; round: the last bits of a logarithm differ between machines, and would decide between pairs of the same score.
 _SCORE = {
