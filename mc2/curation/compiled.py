@@ -21,3 +21,8 @@ def inlined(function: Callable[..., Any]) -> Any:
     """The function as a part of each compiled function that calls it. A call proper counts the references of every array it passes, with atomic operations that
     cost more than the few instructions of a small function."""
     return numba.njit(nogil=True, inline="always")(function)
+
+
+def compiled_without_nan(function: Callable[..., Any]) -> Any:
+    """The function compiled for numbers that are never nan, so that comparisons may come in any order, with the same result."""
+    return numba.njit(nogil=True, fastmath={"nnan", "nsz"})(function)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mc2.curation.compiled import compiled
+from mc2.curation.compiled import compiled, compiled_without_nan
 from mc2.curation.fasttext_kernel import exponentials
 from mc2.curation.letters import LATIN, OTHER_SCRIPT
 
@@ -186,6 +186,15 @@ def _weigh_letters(
         gains[c] = gains[c] - loss * against[c] if has_own[c] > 0 else _NEVER
 
 
+@compiled_without_nan
+def largest(values: NDArray[np.float32]) -> Any:
+    """The largest of numbers none of which is nan: the order of comparisons does not matter, so that a processor does many at a time."""
+    best = values[0]
+    for c in range(1, len(values)):
+        best = max(best, values[c])
+    return best
+
+
 @compiled
 def weigh(
     letters: Letters,
@@ -218,7 +227,7 @@ def weigh(
         row = probabilities[i]
         if len(own) > 0:
             _weigh_letters(own, foreign, classes, has_own, against, gains)
-        best = gains.max()
+        best = largest(gains)
         for c in range(num_columns):
             row[c] = row[c] + _LEAST if gains[c] > _NEVER else np.float32(0)
             gains[c] -= best

@@ -199,12 +199,20 @@ class MatchShard:
         return matched_drops(path)
 
 
+# Ids ascend in a caption, languages repeat, and nobody searches by statistics: fewer bytes in two thirds of the time.
+_ENCODING: dict[str, Any] = {
+    "use_dictionary": ["language", "drop"],
+    "column_encoding": {"entries.list.element": "DELTA_BINARY_PACKED"},
+    "write_statistics": False,
+}
+
+
 def write_matched(path: Path, tables: Sequence[pa.Table], drops: Mapping[str, int]) -> None:
     """Write the rows of a shard: the same bytes however they were cut into tables."""
     whole = pa.concat_tables([MATCHED_SCHEMA.empty_table(), *tables]).combine_chunks()
     with storage.atomic_write(path) as file:
         rows = whole.replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items())))})
-        pq.write_table(rows, file, compression="zstd", use_dictionary=["language", "drop"])  # the others seldom repeat
+        pq.write_table(rows, file, compression="zstd", **_ENCODING)
 
 
 def matched_drops(path: Path) -> dict[str, int]:
