@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mc2.data.datamodule import ShardDataModule
     from mc2.model.two_tower import TwoTower
 
-TOWERS = "towers."  # prefix of the towers' weights in the training module
+TOWERS, EMA_TOWERS = "towers.", "ema_towers."  # prefixes of the weights in the training module
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +49,7 @@ def export(
     config: Path | None = None,
     ckpt_path: Path | None = None,
     to: Literal["mc2", "open_clip", "transformers", "timm", "onnx"] = "mc2",
+    ema: bool = False,
 ) -> None:
     """Write a checkpoint of training as a model folder that mc2.load reads, or a model in the form of another tool.
 
@@ -58,6 +59,7 @@ def export(
         config: config.yaml that the run saved; names its tokenizer and preprocessing.
         ckpt_path: Checkpoint of the run: a file, or the folder of a sharded one.
         to: "mc2", or a folder for open_clip ("local-dir:..."), transformers (MetaClip2Model), timm (vision tower alone) or ONNX (both towers).
+        ema: Take the moving average of the weights (model.init_args.ema of the run) instead of the weights of the last step.
     """
     from mc2.interchange.convert import export_model
     from mc2.interchange.model_directory import Clip, load, save
@@ -67,12 +69,14 @@ def export(
     if model is not None:
         if to == "mc2":
             raise ValueError(f"{model}: is a model folder already; say with --to for which tool it should be written")
+        if ema:
+            raise ValueError(f"{model}: found --ema with a model folder, need a checkpoint, which can have an average; leave it out")
         clip = load(model)
     else:
         assert config is not None
         assert ckpt_path is not None
         data = data_module(config)
-        clip = Clip(read_towers(ckpt_path), data.tokenizer, data.preprocess)
+        clip = Clip(read_towers(ckpt_path, ema), data.tokenizer, data.preprocess)
     if to == "mc2":
         save(out, clip.towers, clip.tokenizer, clip.preprocess)
         print(f"{out}: written; read it with mc2.load({str(out)!r})")
@@ -87,8 +91,8 @@ def differences(report: dict[str, Any]) -> str:
     return ", ".join(f"{name} {report[name]:.2g}" for name in shown if report[name] is not None)
 
 
-def read_towers(ckpt_path: Path) -> TwoTower:
-    """The towers in a checkpoint. Errors: ValueError for a checkpoint of something else, or weights that do not fit its configuration."""
+def read_towers(ckpt_path: Path, ema: bool = False) -> TwoTower:
+    """The towers in a checkpoint, or their moving average. Errors: ValueError for a checkpoint of something else, or weights that do not fit its configuration."""
     from mc2.interchange.checkpoint import read_checkpoint
     from mc2.model.two_tower import TwoTower, TwoTowerConfig
     from mc2.model.weights import check_shapes
@@ -97,7 +101,10 @@ def read_towers(ckpt_path: Path) -> TwoTower:
     if "towers" not in checkpoint.values:
         raise ValueError(f"{ckpt_path}: does not say which towers it holds; need a checkpoint of mc2's ContrastiveModule")
     towers = TwoTower(TwoTowerConfig.from_json(checkpoint.values["towers"]))
-    weights = {name.removeprefix(TOWERS): tensor for name, tensor in checkpoint.weights.items() if name.startswith(TOWERS)}
+    if ema and not checkpoint.values.get("ema"):
+        raise ValueError(f"{ckpt_path}: has no moving average; leave --ema out, or train with model.init_args.ema")
+    prefix = EMA_TOWERS if ema else TOWERS
+    weights = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.weights.items() if name.startswith(prefix)}
     need = {name: tensor.shape for name, tensor in towers.state_dict().items()}
     check_shapes(str(ckpt_path), {name: tensor.shape for name, tensor in weights.items()}, need)
     broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]

@@ -188,15 +188,16 @@ def find_checkpoint(ckpt_path: str, run: str | Path) -> Path | None:
     return Path(ckpt_path)
 
 
-def read_tower_config(path: Path) -> dict[str, Any]:
-    """The configuration of the towers that a checkpoint was written with. Errors: ValueError if it is no checkpoint of mc2 or cut short."""
+def read_values(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors: "towers", the configuration that it was written with, "ema" and more. Errors: ValueError if it is no
+    checkpoint of mc2 or cut short.
+    """
     try:
-        towers: dict[str, Any] = torch.load(path / METADATA if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)[
-            "towers"
-        ]
+        values: dict[str, Any] = torch.load(path / METADATA if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
+        values["towers"]
     except (RuntimeError, OSError, KeyError, TypeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: found no whole checkpoint of mc2, need one that `mc2 fit` wrote; take the one before it") from error
-    return towers
+    return values
 
 
 def differences(found: Any, need: Any, name: str = "towers") -> list[str]:
@@ -208,9 +209,14 @@ def differences(found: Any, need: Any, name: str = "towers") -> list[str]:
     return [] if same else [f"{name}: found {found}, need {need}"]
 
 
-def check_checkpoint(path: Path, need: dict[str, Any], reads_folders: bool) -> None:
-    """Errors: ValueError if the checkpoint was written by towers of another shape, is cut short, or is a folder that the strategy cannot read."""
-    different = differences(read_tower_config(path), need)
+def check_checkpoint(path: Path, need: dict[str, Any], reads_folders: bool, ema: bool = False) -> None:
+    """Errors: ValueError if the checkpoint was written by towers of another shape, has or lacks a moving average, is cut short, or is a folder that the
+    strategy cannot read.
+    """
+    values = read_values(path)
+    different = differences(values["towers"], need)
+    if values.get("ema", False) != ema:
+        different.append(f"ema: found {'no moving average' if ema else 'a moving average'}, need {'one' if ema else 'none'}")
     if different:
         raise ValueError(
             f"{path} is of another model ({'; '.join(different)}); give the config that it was trained with, its run's config.yaml"

@@ -103,7 +103,8 @@ class Commands(LightningCLI):
                 if isinstance(self.datamodule, ShardDataModule):
                     check_tokenizer(self.datamodule.tokenizer, self.model.teacher_config.folder, "model.teacher")
             if path is not None:
-                check_checkpoint(path, self.model.tower_config.to_json(), isinstance(self.trainer.strategy, FSDP2Strategy))
+                reads_folders = isinstance(self.trainer.strategy, FSDP2Strategy)
+                check_checkpoint(path, self.model.tower_config.to_json(), reads_folders, self.model.ema is not None)
                 self.model.init_from = None  # the checkpoint has every weight; the folder need not be there any more
             elif self.model.init_from is not None:
                 check_beginning(self.model.init_from, self.model, self.datamodule)

@@ -17,6 +17,7 @@ from mc2.model.loss import ContrastiveLoss, PairLoss, bias_message
 from mc2.model.two_tower import Features, TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.distillation import Teacher, TeacherConfig, check_teacher
+from mc2.training.ema import EmaConfig, decay_at, follow
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.lazy_rows import LazyRows, check_lazy_rows, hide_from_ddp
 from mc2.training.optimizer import OptimizerConfig, build_optimizer, clamp_log_scale
@@ -65,6 +66,8 @@ class ContrastiveModule(LightningModule):
     context_length. init_towers: only these of it (default: both towers and the logit scale). locked: towers that stay as they are (LiT): evaluation mode,
     no gradient, no optimizer state.
 
+    ema: a moving average of the weights beside them, which validation and benchmarks see; `mc2 export --ema true` takes it.
+
     teacher: a model folder whose similarities of each batch the student learns beside the pairs (train/distillation; train/loss stays the contrastive term).
     """
 
@@ -80,6 +83,7 @@ class ContrastiveModule(LightningModule):
         locked: Sequence[Tower] = (),
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008  (frozen)
         teacher: TeacherConfig | None = None,
+        ema: EmaConfig | None = None,
     ) -> None:
         super().__init__()
         if max_logit_scale <= 1:
@@ -95,23 +99,37 @@ class ContrastiveModule(LightningModule):
         self.loss = loss or ContrastiveLoss()
         if self.loss.needs_bias != (towers.init_logit_bias is not None):
             raise ValueError(f"model.loss: {bias_message(self.loss, towers.init_logit_bias is not None)}")
-        self.teacher_config = teacher
+        if optimizer.vocabulary == "lazy" and ema is not None:
+            raise ValueError("optimizer.vocabulary: found lazy with model.ema, need dense (the average moves with every row in every step)")
+        self.ema, self.teacher_config = ema, teacher
         self._teacher: Teacher | None = None
         self.lazy_rows: LazyRows | None = None  # makes the steps of the token embedding with vocabulary: lazy
 
     def configure_model(self) -> None:
         if "towers" in self._modules:  # runs once per stage (fit, validate, ...): only the first call may build and shard
             return
-        self.towers = TwoTower(self.tower_config)
-        if self.init_from is not None and self.trainer.is_global_zero:  # DDP and `shard` give the others what rank 0 has
-            load_initial_weights(self.towers, self.init_from, self.init_towers)
-        self.towers.lock(self.locked)
-        prepare_blocks(self.towers, self.parallel)
+        self.towers = self._ready(TwoTower(self.tower_config))
         if self.optimizer_config.vocabulary == "lazy":
             hide_from_ddp(self, "towers.text.token_embedding.weight")
+        if self.ema is not None:
+            self.ema_towers = self._ready(TwoTower(self.tower_config).requires_grad_(False))
+            follow(self.ema_towers, self.towers, decay=0.0)
+
+    def _ready(self, towers: TwoTower) -> TwoTower:
+        """The towers with the weights to begin from, locked, compiled and sharded as the settings say."""
+        if self.init_from is not None and self.trainer.is_global_zero:  # DDP and `shard` give the others what rank 0 has
+            load_initial_weights(towers, self.init_from, self.init_towers)
+        towers.lock(self.locked)
+        prepare_blocks(towers, self.parallel)
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
-            shard(self.towers, strategy, mixed_precision(str(self.trainer.precision)))
+            shard(towers, strategy, mixed_precision(str(self.trainer.precision)))
+        return towers
+
+    @property
+    def active_towers(self) -> TwoTower:
+        """The towers themselves in training, and what is to be evaluated otherwise."""
+        return self.ema_towers if self.ema is not None and self.ema.evaluate and not self.training else self.towers
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer.accumulate_grad_batches != 1:
@@ -159,10 +177,12 @@ class ContrastiveModule(LightningModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         clamp_log_scale(self.towers.logit_scale.log, self.max_logit_scale)
+        if self.ema is not None:
+            follow(self.ema_towers, self.towers, decay_at(self.trainer.global_step + 1, self.ema.decay))  # this step counts later
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Features]:
         """Loss of this rank and the features it was computed from."""
-        features: Features = self.towers(batch.image, batch.tokens, self.micro_batches)
+        features: Features = self.active_towers(batch.image, batch.tokens, self.micro_batches)
         return self.loss(*features), features
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
@@ -193,18 +213,19 @@ class ContrastiveModule(LightningModule):
     def predict_step(self, batch: Ranking, batch_index: int) -> Tensor:  # noqa: ARG002
         """Probability of each text for each image, (N, M): softmax over the texts of logit scale x cosine."""
         cosine_NM = self.encode_image(batch.image) @ self.encode_text(batch.tokens).T
-        probability_NM: Tensor = (self.towers.logit_scale() * cosine_NM).softmax(dim=1)
+        probability_NM: Tensor = (self.active_towers.logit_scale() * cosine_NM).softmax(dim=1)
         return probability_NM
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> fp32 features of unit length, (B, D). Under FSDP2 all ranks must call it equally often."""
-        image_BD: Tensor = self.towers.encode_image(image_B3HW)
+        image_BD: Tensor = self.active_towers.encode_image(image_B3HW)
         return image_BD
 
     def encode_text(self, tokens_BL: Tensor) -> Tensor:
         """Token ids (B, L) -> fp32 features of unit length, (B, D). Under FSDP2 all ranks must call it equally often."""
-        text_BD: Tensor = self.towers.encode_text(tokens_BL)
+        text_BD: Tensor = self.active_towers.encode_text(tokens_BL)
         return text_BD
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["towers"] = self.tower_config.to_json()  # export and the check before loading need nothing but the checkpoint
+        checkpoint["ema"] = self.ema is not None
