@@ -4,7 +4,8 @@
 Bytes; c is 2 with bf16-mixed, 4 with 32-true; W width, M hidden width of the MLP, H heads, L positions, b pairs that a tower works on at a time, B pairs of this rank,
 G pairs of all ranks, D embedding, S ranks that share the weights.
 
-    weights, gradients, moments   4 P / S, 4 T / S, 8 T / S for P parameters of which T are trained, all fp32
+    weights, gradients, moments   4 P / S, 4 T / S, 8 T / S for P parameters of which T are trained, all fp32; with a lazy vocabulary no gradients of the table
+    average                       4 P / S with a moving average of the weights
     gathered                      S > 1: two blocks in c, and for their gradients one in c and one in fp32; what of the larger tower is outside blocks, in c.
                                   S = 1: with bf16-mixed autocast's copy of the weights, c P
     token rows                    the rows of B L ids in c, their gradients in fp32 twice (S > 1; at most the table)
@@ -121,6 +122,8 @@ class StepSettings:
     checkpoint_every: int = 0
     selective: bool = False
     tile: int = 2048
+    lazy_vocabulary: bool = False
+    ema: bool = False
 
 
 def memory_per_gpu(shapes: dict[str, TowerShape], step: StepSettings, num_gpus: int) -> dict[str, float]:
@@ -131,7 +134,10 @@ def memory_per_gpu(shapes: dict[str, TowerShape], step: StepSettings, num_gpus: 
     towers = list(shapes.values())
     parameters = sum(shape.parameters + shape.table for shape in towers)
     trained = sum(shape.parameters + shape.table for shape in towers if shape.trained)
-    parts = {"weights": 4 * parameters / shards, "gradients": 4 * trained / shards, "moments": 8 * trained / shards}
+    with_gradient = trained - (shapes["text"].table if step.lazy_vocabulary else 0)
+    parts = {"weights": 4 * parameters / shards, "gradients": 4 * with_gradient / shards, "moments": 8 * trained / shards}
+    if step.ema:
+        parts["average"] = parts["weights"]
     if shards > 1:
         block, rest = max(shape.block for shape in towers), max(shape.rest for shape in towers)
         ids = min(pairs * step.tokens, shapes["text"].table / shapes["text"].width)

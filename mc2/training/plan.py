@@ -130,6 +130,8 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
         checkpoint_every=parallel.checkpoint_every,
         selective=parallel.selective,
         tile=loss.get("tile", 2048),
+        lazy_vocabulary=model.optimizer.vocabulary == "lazy",
+        ema=model.ema is not None,
     )
     return Plan(towers, step, trainer.max_steps, frozenset(model.locked))
 

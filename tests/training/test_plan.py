@@ -51,10 +51,13 @@ def test_settings_of_the_command_line_count(tmp_path: Path) -> None:
         "4",
         "--trainer.strategy",
         "auto",
+        "--model.init_args.optimizer.vocabulary",
+        "lazy",
     ]
     plan = plan_of(fit_settings([*arguments("vit_h14_english.yaml"), *more]), None)
     assert plan.seen_pairs == 10 * 32_768
     assert (plan.step.micro_batches, plan.step.sharded) == (4, False)
+    assert (plan.step.lazy_vocabulary, plan.step.ema) == (True, False)
     assert plan.towers.text.vocab_size < 1000
 
 
