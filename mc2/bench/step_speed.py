@@ -83,7 +83,7 @@ def our_step(setting: Setting, towers: TwoTower, batch: Batch) -> Step:
         with autocast(setting):
             image_BD, text_BD, scale, bias = towers(batch.image, batch.tokens)
             value: Tensor = loss(image_BD, text_BD, scale, bias)
-        value.backward()
+        torch.autograd.backward(value)
         optimizer.step()
         optimizer.zero_grad()
         clamp_log_scale(towers.logit_scale.log, 100.0)
@@ -111,7 +111,7 @@ def their_step(setting: Setting, towers: TwoTower, batch: Batch) -> Step:
         optimizer.zero_grad()
         with autocast(setting):
             value: Tensor = loss(*run(image_B3HW, batch.tokens))
-        value.backward()
+        torch.autograd.backward(value)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, 4.6052)

@@ -69,9 +69,10 @@ def resize_grid(positions_1LW: Tensor, num_prefix: int, side: int) -> Tensor:
 
 def fit_positions(name: str, stored: Tensor, towers: TwoTower) -> Tensor:
     """A stored tensor in the shape that the towers have: a grid of another side is resized, of a longer context the first positions are kept."""
-    if name == VISION_POSITIONS and stored.shape != towers.vision.trunk.pos_embed.shape:
+    positions = towers.vision.trunk.pos_embed
+    if name == VISION_POSITIONS and positions is not None and stored.shape != positions.shape:
         grid = towers.vision.trunk.patch_embed.num_patches
-        return resize_grid(stored, towers.vision.trunk.pos_embed.shape[1] - grid, isqrt(grid))
+        return resize_grid(stored, positions.shape[1] - grid, isqrt(grid))
     if name == TEXT_POSITIONS:
         return stored[: len(towers.text.position_embedding)]
     return stored

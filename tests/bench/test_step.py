@@ -13,6 +13,8 @@ import torch
 from mc2.bench import step_speed
 from mc2.bench.step_speed import Batch, Setting, exempt, measure, our_step, their_step
 from mc2.cli import main
+from mc2.interchange.open_clip_folder import model_cfg
+from mc2.interchange.weight_names import to_theirs
 from mc2.model.text_tower import TextConfig
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
 from mc2.model.vision_tower import VisionConfig
@@ -36,19 +38,16 @@ def test_both_sides_take_the_same_steps() -> None:
 
 def test_the_same_parameters_decay() -> None:
     towers = TwoTower(CONFIG)
-    cfg = step_speed.model_cfg(towers)
+    cfg = model_cfg(towers)
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], step_speed.text_cfg(cfg["text_cfg"]))
     theirs = sum(p.numel() for name, p in model.named_parameters() if not exempt(name, p))
     assert theirs == sum(p.numel() for p in towers.parameters() if decays(p))
 
 
 def test_sides_that_differ_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_speed, "to_theirs", lambda weights, places: {k: 2 * v for k, v in TO_THEIRS(weights, places).items()})
+    monkeypatch.setattr(step_speed, "to_theirs", lambda weights, places: {k: 2 * v for k, v in to_theirs(weights, places).items()})
     with pytest.raises(ValueError, match="the sides do not do the same work"):
         measure(SETTING)
-
-
-TO_THEIRS = step_speed.to_theirs
 
 
 def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 def write_pieces(path: Path, form: Form) -> Path:
     """A SentencePiece file that begins as the form's do."""
-    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1} if form is MT5 else {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    ids: dict[str, Any] = (
+        {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1} if form is MT5 else {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    )
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CAPTIONS), model_writer=model, vocab_size=80, hard_vocab_limit=False, minloglevel=2, **ids

@@ -30,7 +30,7 @@ class Rows(Logger):
         super().__init__()
         self.rows: list[dict[str, float]] = []
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # noqa: ARG002
         self.rows.append(metrics)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -22,7 +22,7 @@ from mc2.data.tokenizer import Tokenizer, train_tokenizer
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
 from mc2.model.weights import resize_grid
 from mc2.training.commands import main
-from mc2.training.initial_weights import check_initial_weights, check_tokenizer, load_initial_weights
+from mc2.training.initial_weights import Tower, check_initial_weights, check_tokenizer, load_initial_weights
 from mc2.training.module import ContrastiveModule
 from mc2.training.parallel import FSDP2Strategy
 from tests.processes import run_processes
@@ -88,7 +88,9 @@ def test_larger_images_and_a_shorter_context(folder: Path) -> None:
     ]
     small, large = read(folder), TwoTower(config)
     load_initial_weights(large, folder, ("vision", "text"))
-    torch.testing.assert_close(large.vision.trunk.pos_embed, resize_grid(small.vision.trunk.pos_embed, 1, 5), rtol=0, atol=0)
+    torch.testing.assert_close(
+        large.vision.trunk.pos_embed, resize_grid(small.get_parameter("vision.trunk.pos_embed"), 1, 5), rtol=0, atol=0
+    )
     tokens = torch.tensor([[0, 5, 9, 6, 2]])
     torch.testing.assert_close(large.encode_text(tokens), small.encode_text(tokens))
     assert large.encode_image(torch.zeros(1, 3, 40, 40, dtype=torch.uint8)).shape == (1, 8)
@@ -96,10 +98,11 @@ def test_larger_images_and_a_shorter_context(folder: Path) -> None:
 
 def test_one_tower_alone_leaves_the_other_and_the_scale(folder: Path) -> None:
     config = replace(TOWERS, text=replace(TOWERS.text, vocab_size=90, context_length=30))
-    assert check_initial_weights(folder, config, ("vision",)) == []
+    only: tuple[Tower] = ("vision",)
+    assert check_initial_weights(folder, config, only) == []
     towers = TwoTower(config)
     before = {name: tensor.clone() for name, tensor in towers.state_dict().items()}
-    load_initial_weights(towers, folder, ("vision",))
+    load_initial_weights(towers, folder, only)
     stored = read(folder).state_dict()
     for name, tensor in towers.state_dict().items():
         assert torch.equal(tensor, stored[name] if name.startswith("vision.") else before[name]), name
@@ -231,7 +234,7 @@ def train(run: str, strategy: str, devices: int, seed: int, locked: list[str], m
 @pytest.mark.parametrize(("strategy", "ranks"), [("auto", 1), ("ddp", 2), ("fsdp2", 2)])
 def test_every_rank_begins_with_the_stored_weights(folder: Path, tmp_path: Path, strategy: str, ranks: int) -> None:
     need = {f"towers.{name}": whole(parameter) for name, parameter in read(folder).named_parameters()}
-    arguments = [(str(tmp_path / "run"), strategy, ranks, seed, [], str(folder)) for seed in range(ranks)]
+    arguments: list[Any] = [(str(tmp_path / "run"), strategy, ranks, seed, [], str(folder)) for seed in range(ranks)]
     for found in run_processes(train, arguments, join=False):
         assert found["start"] == need
 

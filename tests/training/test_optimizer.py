@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from open_clip_train.scheduler import cosine_lr
-from timm.optim import param_groups_layer_decay
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 from torch.distributed.tensor import DTensor
 
