@@ -54,6 +54,24 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+class HostCopy:
+    """A few numbers on their way to the host. The copy is queued behind what made them; to read them waits for that, not for what the device got to do since."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._copied = values, None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def tolist(self) -> list[float]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[float] = self._values.tolist()
+        return values
+
+
 def check_weights(module: LightningModule) -> None:
     """Errors: ValueError on all ranks with the names of weights that are no numbers."""
     names, weights = zip(*module.named_parameters(), strict=True)
@@ -80,7 +98,7 @@ class Guard(Callback):
         self.stop_after, self.spike_deviations = stop_after, spike_deviations
         self.skipped = self.in_a_row = self._seen = 0
         self._mean = self._variance = 0.0
-        self._pending: tuple[int, Tensor, list[str]] | None = None  # a step that was made and not yet judged
+        self._pending: tuple[int, HostCopy, list[str]] | None = None  # a step that was made and not yet judged
         self._before: list[Tensor] | None = None  # weights before a step that is logged
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -116,7 +134,7 @@ class Guard(Callback):
                 rows.left_out = True
             optimizer.zero_grad(set_to_none=True)  # what has no gradient is not touched
         self._judge(trainer)
-        self._pending = trainer.global_step, values, self._keys
+        self._pending = trainer.global_step, HostCopy(values), self._keys
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by a connector, declared nowhere
             self._before = [local(parameter).detach().clone() for parameter in parameters]
             self._parameters = parameters
@@ -136,7 +154,7 @@ class Guard(Callback):
             shares = torch.stack([squared_norm(self._parameters, pl_module.device), squared_norm(updates, pl_module.device)])
         parameters, update = sum_over_ranks(shares).sqrt().tolist()
         self._before = None
-        gradient = float(self._pending[1][1].sqrt())
+        gradient = math.sqrt(self._pending[1].tolist()[1])
         metrics = {
             "norm/gradient": gradient,
             "norm/parameters": parameters,
