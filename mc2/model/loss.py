@@ -54,6 +54,7 @@ def with_gradients(loss: Tensor, gradients: Gradients | None, *inputs: Tensor | 
 class PairLoss(nn.Module, ABC):
     """What the features of matching pairs are trained with: `model.init_args.loss.class_path` in YAML names a subclass.
 
+    pair_losses: loss of each of this rank's pairs in the last call, (B,), for telemetry.
     tile: tile x tile logits exist at a time. Every rank must have the same number of pairs and must average (not sum) gradients over
     ranks. Always fp32, whatever autocast says: between 64 and 128 neighbouring bf16 numbers are 0.5 apart.
     """
@@ -65,6 +66,7 @@ class PairLoss(nn.Module, ABC):
         if tile < 1:
             raise ValueError(f"loss.tile: found {tile}, need at least 1")
         self.tile = tile
+        self.pair_losses: Tensor | None = None
 
     def forward(self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
         """Features of unit length, row i of both a pair; logit scale and bias are scalars, the bias None for a loss without one.
@@ -81,14 +83,16 @@ class PairLoss(nn.Module, ABC):
             inputs = (image_BD.float(), text_BD.float(), logit_scale.float(), bias)
             needed = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
             with torch.no_grad():
-                loss, gradients = self.loss_and_gradients(inputs[0], Gathered(inputs[1]), *inputs[2:], needed)
-            return with_gradients(loss, gradients, *inputs)
+                self.pair_losses, gradients = self.loss_and_gradients(inputs[0], Gathered(inputs[1]), *inputs[2:], needed)
+            return with_gradients(self.pair_losses.mean(), gradients, *inputs)
 
     @abstractmethod
     def loss_and_gradients(
         self, image_BD: Tensor, text: Gathered, logit_scale: Tensor, logit_bias: Tensor | None, needed: bool
     ) -> tuple[Tensor, Gradients | None]:
-        """The loss of this rank and its gradients (of the captions: summed over ranks), None if they are not needed. Everything is fp32."""
+        """The loss of each pair of this rank, (B,), and the gradients of their mean (of the captions: summed over ranks), None if they are not needed.
+        Everything is fp32.
+        """
 
 
 def bias_message(loss: PairLoss, has_bias: bool) -> str:
@@ -122,9 +126,9 @@ class ContrastiveLoss(PairLoss):
         scaled_BD = image_BD * logit_scale
         tiling = Tiling(image_BD, text, self.tile, num_buffers=2)
         row_B, column_G = log_sum_exp(scaled_BD, text, tiling)
-        loss = (0.5 * (row_B + column_G[text.first : text.last]) - (scaled_BD * text.own_BD).sum(1)).mean()
+        loss_B = 0.5 * (row_B + column_G[text.first : text.last]) - (scaled_BD * text.own_BD).sum(1)
         if not needed:
-            return loss, None
+            return loss_B, None
         sums = GradientSums(image_BD, text)
         for tile in tiling.tiles(own_first=False):
             grad_RC, work_RC = tiling.buffers(tile)
@@ -134,7 +138,7 @@ class ContrastiveLoss(PairLoss):
             if tile.diagonal is not None:
                 grad_RC.diagonal(tile.diagonal).sub_(2.0)
             sums.add(tile, grad_RC)
-        return loss, gradients_of(sums, logit_scale, 0.5 / len(image_BD))
+        return loss_B, gradients_of(sums, logit_scale, 0.5 / len(image_BD))
 
 
 @final
@@ -150,14 +154,14 @@ class SigmoidLoss(PairLoss):
     ) -> tuple[Tensor, Gradients | None]:
         assert logit_bias is not None
         scaled_BD = image_BD * logit_scale
-        loss, grad_bias = -((scaled_BD * text.own_BD).sum() + len(image_BD) * logit_bias), torch.zeros_like(logit_bias)
+        loss_B, grad_bias = -((scaled_BD * text.own_BD).sum(1) + logit_bias), torch.zeros_like(logit_bias)
         sums = GradientSums(image_BD, text)
         tiling = Tiling(image_BD, text, self.tile, num_buffers=1)
         for tile in tiling.tiles(own_first=False):
             (grad_RC,) = tiling.buffers(tile)
             torch.mm(scaled_BD[tile.rows], text[tile.columns].T, out=grad_RC)
             grad_RC.add_(logit_bias)
-            loss += F.softplus(grad_RC).sum()
+            loss_B[tile.rows] += F.softplus(grad_RC).sum(1)
             if not needed:
                 continue
             grad_RC.sigmoid_()
@@ -166,4 +170,4 @@ class SigmoidLoss(PairLoss):
             grad_bias += grad_RC.sum()
             sums.add(tile, grad_RC)
         gradients = gradients_of(sums, logit_scale, 1 / len(image_BD), grad_bias) if needed else None
-        return loss / len(image_BD), gradients
+        return loss_B, gradients

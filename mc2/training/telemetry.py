@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +22,16 @@ def num_tokens(tokens_BL: Tensor, eos_id: int) -> Tensor:
     return (tokens_BL == eos_id).int().argmax(dim=1).sum() + len(tokens_BL)
 
 
+def loss_by_language(module: ContrastiveModule, languages: Sequence[str]) -> dict[str, float]:
+    """Mean loss of the last batch's pairs of each language, on this rank."""
+    assert module.loss.pair_losses is not None
+    sums, numbers = Counter[str](), Counter[str]()
+    for language, loss in zip(languages, module.loss.pair_losses.tolist(), strict=True):
+        sums[language or "unknown"] += loss
+        numbers[language or "unknown"] += 1
+    return {language: sums[language] / number for language, number in numbers.items()}
+
+
 class Telemetry(Callback):
     """Every `trainer.log_every_n_steps` steps, over the steps since the last time. Should come after the other callbacks:
 
@@ -32,6 +43,7 @@ class Telemetry(Callback):
     speed/wait_seconds        seconds a step waits for its batch (this rank)
     speed/wait_share          the same as a share of the time
     languages/<code>          share of the captions of this rank's batches; "unknown" where the shards name no language
+    loss/<code>               mean loss of this rank's pairs of that language in the step that is written
     """
 
     def __init__(self) -> None:
@@ -82,10 +94,11 @@ class Telemetry(Callback):
         self._samples += len(batch.image)
         self._languages.update(language or "unknown" for language in batch.languages)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by a connector, declared nowhere
-            self._write(trainer)
+            losses = loss_by_language(pl_module, batch.languages) if isinstance(pl_module, ContrastiveModule) else {}
+            self._write(trainer, {f"loss/{language}": loss for language, loss in losses.items()})
         self._ready = perf_counter()
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, losses: dict[str, float]) -> None:
         wait = self._wait_seconds / max(1, self._timed_waits)
         step = self._step_seconds / self._steps
         captions = max(1, self._languages.total())
@@ -94,6 +107,7 @@ class Telemetry(Callback):
             "speed/wait_seconds": wait,
             "speed/wait_share": wait / (step + wait),
             **{f"languages/{language}": count / captions for language, count in self._languages.items()},
+            **losses,
         }
         if self._pair_flops:
             metrics["speed/tokens_per_second"] = float(self._tokens) / self._steps * trainer.world_size / (step + wait)

@@ -130,3 +130,19 @@ def test_refuses_bad_input() -> None:
         ContrastiveLoss()(image, text, scale, scale)
     with pytest.raises(ValueError, match=r"found towers without a logit bias for SigmoidLoss, need one; set towers.init_logit_bias"):
         SigmoidLoss()(image, text, scale)
+
+
+@pytest.mark.parametrize("tile", [1, 5, 1000])
+def test_the_loss_of_each_pair(tile: int) -> None:
+    """Against cross-entropies and yes-or-no questions written out; their mean is the loss."""
+    image, text, scale = (tensor.detach() for tensor in features(3))
+    logits = scale * image @ text.T
+    rows, columns = (F.cross_entropy(each, torch.arange(PAIRS), reduction="none") for each in (logits, logits.T))
+    loss = ContrastiveLoss(tile)
+    assert float(loss(image, text, scale)) == pytest.approx(float((rows + columns).mean() / 2), rel=1e-5)
+    torch.testing.assert_close(loss.pair_losses, (rows + columns) / 2, rtol=1e-4, atol=1e-5)
+    bias = torch.tensor(-3.0)
+    questions = F.binary_cross_entropy_with_logits(logits + bias, torch.eye(PAIRS), reduction="none").sum(1)
+    sigmoid = SigmoidLoss(tile)
+    assert float(sigmoid(image, text, scale, bias)) == pytest.approx(float(questions.mean()), rel=1e-5)
+    torch.testing.assert_close(sigmoid.pair_losses, questions, rtol=1e-4, atol=1e-5)

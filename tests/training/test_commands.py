@@ -76,13 +76,20 @@ def last_weights(run: Path) -> dict[str, Any]:
     return state
 
 
+SHARES = {"de": 3 / 8, "sw": 3 / 8, "unknown": 2 / 8}  # of the captions of the tiny data
+
+
 def test_fit_writes_a_run_that_tells_its_story(call: Callable[..., int], tmp_path: Path) -> None:
     assert call("fit") == 0
     found = scalars(tmp_path / "run")
     assert set(found["train/loss"]) == set(range(STEPS))
     assert set(found["speed/samples_per_second"]) == set(range(STEPS))
     assert all(0 <= share <= 1 for share in found["speed/wait_share"].values())
-    assert [found[f"languages/{code}"][0] for code in ("de", "sw", "unknown")] == [3 / 8, 3 / 8, 2 / 8]
+    assert {code: found[f"languages/{code}"][0] for code in SHARES} == SHARES
+    by_language = [share * found[f"loss/{code}"][step] for step in range(STEPS) for code, share in SHARES.items()]
+    assert [sum(by_language[3 * step : 3 * step + 3]) for step in range(STEPS)] == pytest.approx(
+        [found["train/loss"][step] for step in range(STEPS)]
+    )
     tokens, samples = found["speed/tokens_per_second"], found["speed/samples_per_second"]
     assert [tokens[step] / samples[step] for step in tokens] == pytest.approx([8] * STEPS)  # captions of the tiny data fill their rows
     assert not {"speed/mfu", "speed/memory_gb"} & set(found)  # no number rather than a wrong one on a CPU
