@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mc2 import storage
@@ -29,6 +30,7 @@ from mc2.metadata.wikipedia import Part
 
 RULES = 1  # raised when the same text would give other words: counts of older rules are not used
 SPILL_WORDS = 1 << 22
+ROW_GROUP = 1 << 17  # small, so that a range of words is a few of them
 
 WORDS = pa.schema([("word", pa.dictionary(pa.int32(), pa.string())), ("count", pa.int64())])
 PAIRS = pa.schema(
@@ -71,14 +73,18 @@ def write_counts(texts: Iterable[list[str]], words_path: Path, pairs_path: Path,
         for texts_here, spelling, ids in _batches(texts, spill):
             num_texts, num_words = num_texts + texts_here, num_words + int(np.count_nonzero(ids))
             for writer, table in zip(writers, count_batch(spelling, ids), strict=True):
-                writer.write_table(table)
+                writer.write_table(table, ROW_GROUP)
     return num_texts, num_words
 
 
 def count_batch(spelling: pa.Array, ids: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[pa.Table, pa.Table]:
-    """Counts of the words and of the pairs of neighbours of one batch; id 0 is the BREAK."""
-    word_ids, word_counts = np.unique(ids[ids > 0], return_counts=True)
-    neighbours = (ids[:-1] > 0) & (ids[1:] > 0)
+    """Counts of the words and of the pairs of neighbours of one batch, sorted by their spelling (bytes); id 0 is the BREAK."""
+    is_word, order = ids > 0, pc.array_sort_indices(spelling).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    spelling, ids = spelling.take(pa.array(order)), rank[ids]
+    word_ids, word_counts = np.unique(ids[is_word], return_counts=True)
+    neighbours = is_word[:-1] & is_word[1:]
     pairs, pair_counts = np.unique(ids[:-1][neighbours] * len(spelling) + ids[1:][neighbours], return_counts=True)
     first, second = np.divmod(pairs, len(spelling))
     columns = [pa.DictionaryArray.from_arrays(column.astype(np.int32), spelling) for column in (word_ids, first, second)]

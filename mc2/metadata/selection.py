@@ -63,26 +63,48 @@ def share(total: int, fraction: float, most: int) -> int:
 
 
 def select_ngrams(
-    words: Sequence[Path], pairs: Sequence[Path], language: str, limits: Limits, memory_gb: float, scratch: Path
+    words: Sequence[Path], pairs: Sequence[Path], language: str, limits: Limits, memory_gb: float, scratch: Path, at_once: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Unigrams and bigrams of a language, best first, from the counts of its parts (`ngrams.write_counts`); DuckDB spills to `scratch` beyond `memory_gb`."""
+    """Unigrams and bigrams of a language, best first, from the counts of its parts (`ngrams.write_counts`); DuckDB spills to `scratch` beyond `memory_gb`.
+
+    at_once: occurrences of words whose pairs are summed in one go, by default as many as the memory allows.
+    """
     with open_database(scratch, memory_gb, f"the sums of the words of {language}") as (database, _):
         select = "SELECT word, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY word"
         database.execute(f"CREATE TABLE words AS {select}", [[str(path) for path in words]])
-        database.execute(_SUMS, [[str(path) for path in pairs]])
-        for statement in _PAIRS:
-            database.execute(statement)
+        database.execute("CREATE TABLE pairs (first VARCHAR, second VARCHAR, count DOUBLE, product DOUBLE)")
+        starts = range_starts(database, at_once or int(memory_gb * OCCURRENCES_PER_GB))
+        for start, end in zip(starts, [*starts[1:], None], strict=True):
+            where = "first >= ?" if end is None else "first >= ? AND first < ?"
+            database.execute(_PAIRS.format(where=where), [[str(path) for path in pairs], start, *([] if end is None else [end])])
         return _unigrams(database, language, limits), _bigrams(database, language, limits)
 
 
-# The counts of both words come to a pair one after the other: one statement for all would hold the sums and both tables of words in memory at once.
-_SUMS = "CREATE TABLE sums AS SELECT first, second, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY first, second"
-_PAIRS = (
-    "CREATE TABLE half AS SELECT first, second, sums.count, words.count::DOUBLE AS one FROM sums JOIN words ON first = word",
-    "DROP TABLE sums",
-    "CREATE TABLE pairs AS SELECT first, second, half.count::DOUBLE AS count, one * words.count::DOUBLE AS product FROM half JOIN words ON second = word",
-    "DROP TABLE half",
-)
+# DuckDB spills sums to the disk, but fails beyond some five times its memory (measured); a pair takes about 60 bytes while it is summed.
+OCCURRENCES_PER_GB = 30_000_000
+
+# Pairs whose first word is in a range: the parts are sorted, so that little else is read.
+_PAIRS = """
+INSERT INTO pairs
+SELECT pair.first, pair.second, pair.count::DOUBLE, one.count::DOUBLE * two.count::DOUBLE
+FROM (SELECT first, second, sum(count)::BIGINT AS count FROM read_parquet(?) WHERE {where} GROUP BY first, second) AS pair
+JOIN words AS one ON pair.first = one.word
+JOIN words AS two ON pair.second = two.word
+"""
+
+
+def range_starts(database: Any, at_once: int) -> list[str]:
+    """The first word of each range of words that occur at most `at_once` times together (or of one word that does more often); the first one is empty."""
+    starts, total = [""], 0
+    rows = database.execute("SELECT word, count FROM words ORDER BY word")
+    while batch := rows.fetchmany(100_000):
+        for word, count in batch:
+            if total and total + count > at_once:
+                starts.append(word)
+                total = 0
+            total += count
+    return starts
+
 
 # The score of a pair; round: the last bits of a logarithm differ between machines, and would decide between pairs of the same score.
 _SCORE = {

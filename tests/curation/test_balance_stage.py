@@ -184,7 +184,7 @@ def test_small_pools(  # few counts, ties, shards without a match, pools without
         with pytest.raises(ValueError, match="no English caption matched"):
             run_balance(out / "matched", entries.folder, out / "balance", threshold, engine=HERE)
         return
-    value = run_balance(out / "matched", entries.folder, out / "balance", threshold, "paper", share, HERE, draws)
+    value = run_balance(out / "matched", entries.folder, out / "balance", threshold if share is None else None, "paper", share, HERE, draws)
     check(out / "balance", value, shards, slow_balance(shards, threshold, "paper", share, draws))
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mc2.metadata.database import open_database
 from mc2.metadata.ngrams import count_batch, write_counts
-from mc2.metadata.selection import BigramRanking, Limits, select_ngrams
+from mc2.metadata.selection import BigramRanking, Limits, range_starts, select_ngrams
 from mc2.metadata.tokens import BREAK
 
 Words = Counter[str]
@@ -66,6 +67,14 @@ def written(texts: list[list[str]], folder: Path, name: str, spill: int = 1 << 2
     return paths
 
 
+@pytest.mark.parametrize(("at_once", "starts"), [(1, ["", "b", "c", "ä"]), (5, ["", "c"]), (6, ["", "ä"]), (100, [""])])
+def test_ranges_of_words(tmp_path: Path, at_once: int, starts: list[str]) -> None:
+    """a 2, b 3, c 1, ä 2 in the order of their bytes; a word that is too frequent has a range of its own."""
+    with open_database(tmp_path, 0.5, "ranges") as (database, _):
+        database.execute("CREATE TABLE words AS SELECT * FROM (VALUES ('ä', 2), ('b', 3), ('a', 2), ('c', 1)) AS t(word, count)")
+        assert range_starts(database, at_once) == starts
+
+
 @pytest.mark.parametrize("spill", [1, 100, 1 << 20])
 def test_counts_against_counter(tmp_path: Path, spill: int) -> None:
     texts = corpus(1)
@@ -97,11 +106,12 @@ def test_pairs_of_a_large_vocabulary_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("language", ["de", "en"])
 @pytest.mark.parametrize("ranking", ["weighted", "pmi"])
-def test_against_the_slow_rules(tmp_path: Path, language: str, ranking: BigramRanking) -> None:
+@pytest.mark.parametrize("at_once", [None, 1, 400])
+def test_against_the_slow_rules(tmp_path: Path, language: str, ranking: BigramRanking, at_once: int | None) -> None:
     texts = corpus(2)
     parts = [written(texts[:100], tmp_path, "a", spill=200), written(texts[100:], tmp_path, "b", spill=300)]
     limits = Limits(unigram_fraction=0.3, english_min_count=30, min_lift=2.0, bigram_ranking=ranking, max_bigrams=120)
-    unigrams, bigrams = select_ngrams([a for a, _ in parts], [b for _, b in parts], language, limits, 0.5, tmp_path)
+    unigrams, bigrams = select_ngrams([a for a, _ in parts], [b for _, b in parts], language, limits, 0.5, tmp_path, at_once)
     words, pairs = slow_counts(texts)
     ranked = sorted(words, key=lambda word: (-words[word], word.encode()))
     assert unigrams == ([w for w in ranked if words[w] >= 30] if language == "en" else ranked[: round(0.3 * len(words))])
