@@ -74,6 +74,19 @@ def test_yamls_follow_the_schedule(name: str) -> None:
     assert trainer["default_root_dir"] == f"runs/{name.removesuffix('.yaml')}"
 
 
+MODELS = {"vit_l14_worldwide.yaml": "ViT-L-14", "vit_b32_mt5.yaml": "ViT-B-32-mT5"}  # the others: ViT-H-14-quickgelu
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_towers_are_those_of_the_name(name: str) -> None:
+    """A file says them itself: without an overlay, training would begin with the default's."""
+    towers = merged(chain(name))["model"]["init_args"]["towers"]
+    named = merged([EXPERIMENTS / f"models/{MODELS.get(name, 'ViT-H-14-quickgelu')}.yaml"])
+    need = named["model"]["init_args"]["towers"]
+    assert {**towers, "text": {"activation": "gelu", **need["text"]}} == {**need, "text": towers["text"]}
+    assert merged(chain(name))["data"]["init_args"]["preprocess"] == named["data"]["init_args"]["preprocess"]
+
+
 def test_every_recipe_is_held_to_its_schedule() -> None:
     assert {path.name for path in EXPERIMENTS.glob("vit_*.yaml")} == set(SCHEDULES)
 
