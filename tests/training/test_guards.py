@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from mc2.training.guards import SPIKES, Guard, check_weights, local
+from mc2.training.guards import SPIKES, Guard, HostCopy, check_weights, local
 from mc2.training.module import ContrastiveModule
 from mc2.training.optimizer import OptimizerConfig
 from mc2.training.parallel import FSDP2Strategy
@@ -152,7 +152,8 @@ def test_a_spike_is_reported_and_nothing_else(tmp_path: Path) -> None:
     trainer = tiny_trainer(str(tmp_path), max_steps=1)
     generator = torch.Generator().manual_seed(0)
     for step, noise in enumerate(torch.randn(200, generator=generator).tolist()):
-        guard._pending = step, torch.tensor([9.0 if step == 150 else 2.0 + 0.1 * noise, 4.0]), ["a", "b"]
+        values = torch.tensor([9.0 if step == 150 else 2.0 + 0.1 * noise, 4.0])
+        guard._pending = step, HostCopy(values), ["a", "b"]
         guard._judge(trainer)
     lines = [json.loads(line) for line in (tmp_path / SPIKES).read_text().splitlines()]
     assert [(line["step"], line["loss"], line["gradient_norm"], line["keys"]) for line in lines] == [(150, 9.0, 2.0, [["a", "b"]])]
