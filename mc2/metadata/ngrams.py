@@ -1,7 +1,7 @@
 """Counts of words and of pairs of words: each part of a Wikipedia by itself (any engine, in parallel), then one language out of core.
 
-Memory: a worker holds `SPILL_WORDS` words as numbers and their spellings, under 1 GB, whatever the part; the sum over a language is DuckDB's, which keeps to its
-limit and spills to the disk. So the size of a language costs disk and time, never memory.
+Memory: a worker holds `SPILL_WORDS` words as numbers and their spellings, under 1 GB, whatever the part; the sums over a language are DuckDB's, which keeps to its
+limit and spills to the disk, and are made range by range of first words (`selection`). So the size of a language costs disk and time, not memory.
 
 <mark>.words.parquet   word, count            both with one sorted run for each SPILL_WORDS words of the part
 <mark>.pairs.parquet   first, second, count

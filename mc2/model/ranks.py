@@ -1,13 +1,16 @@
-"""Features and sums across the processes that train together. Without a process group there is one, and nothing is exchanged.
+"""Features, sums and parts of tensors across the processes that train together. Without a process group there is one, and nothing is exchanged.
 
 Shapes: B pairs on this rank, G pairs on all ranks, D embedding.
 """
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def num_ranks() -> int:
@@ -18,6 +21,12 @@ def num_ranks() -> int:
 def own_rank() -> int:
     """The number of this process; 0 without a process group."""
     return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, of the same memory; a plain tensor as it is."""
+    part: Tensor = cast(Any, tensor).to_local() if isinstance(tensor, DTensor) else tensor
+    return part
 
 
 def check_equal_batches(own_BD: Tensor) -> None:

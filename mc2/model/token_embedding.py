@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from mc2.model.ranks import local
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,6 @@ class _Fetch(torch.autograd.Function):
         if ctx.replicas is not None:
             dist.all_reduce(grad_PW, group=ctx.replicas)
         return grad_PW.div_(group_size(ctx.route.group) * group_size(ctx.replicas)), None, None, None
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, of the same memory; a plain tensor as it is."""
-    part: Tensor = cast(Any, tensor).to_local() if isinstance(tensor, DTensor) else tensor
-    return part
 
 
 def group_size(group: dist.ProcessGroup | None) -> int:

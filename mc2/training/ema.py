@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
+
+from mc2.model.ranks import local
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,9 @@ def decay_at(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def own_part(parameter: Tensor) -> Tensor:
-    """What of a parameter lies on this rank."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
 @torch.no_grad()
 def follow(average: nn.Module, weights: nn.Module, decay: float) -> None:
     """Move the average towards the weights, in place; both have the same parameters in the same order, sharded alike. decay 0 copies."""
     pairs = zip(average.parameters(), weights.parameters(), strict=True)
-    averages, targets = zip(*((own_part(mine), own_part(other)) for mine, other in pairs), strict=True)
+    averages, targets = zip(*((local(mine), local(other)) for mine, other in pairs), strict=True)
     torch._foreach_lerp_(averages, targets, 1.0 - decay)

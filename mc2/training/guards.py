@@ -18,17 +18,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import AdamW, Optimizer
 
 from mc2.data.batch import PairBatch
-from mc2.model.ranks import num_ranks
+from mc2.model.ranks import local, num_ranks
 from mc2.training.module import ContrastiveModule
 
 SPIKES = "spikes.jsonl"
 DECAY = 0.98  # of the running mean and variance of the loss
 SETTLED = 100  # steps after which they are trusted
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def num_copies(tensor: Tensor) -> float:

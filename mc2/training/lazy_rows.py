@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from mc2.model.token_embedding import TokenEmbedding, group_size, local
+from mc2.model.ranks import local
+from mc2.model.token_embedding import TokenEmbedding, group_size
 from mc2.training.parallel import FSDP2Strategy
 from mc2.training.skipped_steps import Betas, StepHistory, catch_up
 

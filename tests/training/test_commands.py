@@ -18,36 +18,16 @@ from mc2.cli import run as cli
 from mc2.training.checkpoints import find_checkpoint
 from mc2.training.commands import main, one_line
 from tests.processes import run_processes
+from tests.training.tiny import fit_config
 
 STEPS = 6
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": STEPS,
-            "val_check_interval": 3,
-            "log_every_n_steps": 1,
-            "default_root_dir": str(tmp_path / "run"),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
-        "model": {
-            "class_path": "mc2.training.module.ContrastiveModule",
-            "init_args": {
-                "towers": {
-                    "embed_dim": 8,
-                    "vision": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2},
-                    "text": {"width": 16, "layers": 2, "heads": 2},
-                },
-                "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
-            },
-        },
-        "data": {"class_path": "tests.training.tiny.TinyData", "init_args": {"num_batches": 4}},
-        "checkpoints": {"every_n_steps": 2, "keep": 10},
-    }
+    settings = fit_config(tmp_path / "run", STEPS)
+    settings["trainer"]["val_check_interval"] = 3
+    return {**settings, "checkpoints": {"every_n_steps": 2, "keep": 10}}
 
 
 @pytest.fixture

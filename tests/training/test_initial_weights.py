@@ -26,7 +26,7 @@ from mc2.training.initial_weights import Tower, check_initial_weights, check_tok
 from mc2.training.module import ContrastiveModule
 from mc2.training.parallel import FSDP2Strategy
 from tests.processes import run_processes
-from tests.training.tiny import CONTEXT, PIXELS, TOWERS, VOCABULARY, Pairs, TinyData, tiny_trainer
+from tests.training.tiny import CONTEXT, TOWERS, VOCABULARY, Pairs, TinyData, fit_config, tiny_trainer
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")  # Lightning's, of locked towers
 
@@ -258,30 +258,8 @@ def test_a_locked_tower_stays_and_the_other_learns_as_ever(
 @pytest.fixture
 def call(tmp_path: Path, folder: Path) -> Callable[..., int]:
     """`mc2 fit` of towers that begin with the folder."""
-    config = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "log_every_n_steps": 1,
-            "default_root_dir": str(tmp_path / "run"),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
-        "model": {
-            "class_path": "mc2.training.module.ContrastiveModule",
-            "init_args": {
-                "towers": {
-                    "embed_dim": 8,
-                    "vision": {"image_size": PIXELS, "patch_size": 8, "width": 16, "layers": 2, "heads": 2},
-                    "text": {"width": 16, "layers": 2, "heads": 2},
-                },
-                "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
-                "init_from": str(folder),
-                "locked": ["vision"],
-            },
-        },
-        "data": {"class_path": "tests.training.tiny.TinyData", "init_args": {"num_batches": 4}},
-    }
+    config = fit_config(tmp_path / "run", max_steps=2)
+    config["model"]["init_args"] |= {"init_from": str(folder), "locked": ["vision"]}
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
     return lambda *arguments: main([arguments[0], "--config", str(tmp_path / "fit.yaml"), *arguments[1:]])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,30 @@ TOWERS = TwoTowerConfig(
 def tiny_module(warmup_steps: int = 1, **settings: Any) -> ContrastiveModule:
     torch.manual_seed(0)
     return ContrastiveModule(TOWERS, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=warmup_steps), **settings)
+
+
+def fit_config(run: Path, max_steps: int) -> dict[str, Any]:
+    """The settings of `mc2 fit` for `tiny_module` on `TinyData`."""
+    towers = {
+        "embed_dim": 8,
+        "vision": {"image_size": PIXELS, "patch_size": 8, "width": 16, "layers": 2, "heads": 2},
+        "text": {"width": 16, "layers": 2, "heads": 2},
+    }
+    return {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": max_steps,
+            "log_every_n_steps": 1,
+            "default_root_dir": str(run),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        "model": {
+            "class_path": "mc2.training.module.ContrastiveModule",
+            "init_args": {"towers": towers, "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1}},
+        },
+        "data": {"class_path": "tests.training.tiny.TinyData", "init_args": {"num_batches": 4}},
+    }
 
 
 class Pairs:
