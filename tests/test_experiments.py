@@ -38,9 +38,10 @@ def test_every_experiment_trains_for_two_steps(experiment: str, quickstart_run: 
 
 @pytest.mark.skipif(not (RUN / "results.csv").exists(), reason="no finished quickstart here; `mc2 quickstart` makes one")
 @pytest.mark.parametrize(
-    ("task", "group", "least", "num_classes"), [("emoji_held_out", "mean", 0.40, 400), ("flags", "mean:left out - script seen", 0.25, 200)]
+    ("task", "group", "least", "num_candidates"),
+    [("emoji_held_out", "mean", 0.40, 400), ("flags", "mean:left out - script seen", 0.25, 200)],
 )
-def test_quickstart_reaches_its_bars(task: str, group: str, least: float, num_classes: int) -> None:
+def test_quickstart_reaches_its_bars(task: str, group: str, least: float, num_candidates: int) -> None:
     row = next(r for r in read_results(RUN / "results.csv") if (r.task, r.language, r.metric) == (task, group, "top1"))
     assert row.value >= least
-    assert row.num_classes >= num_classes
+    assert row.num_candidates >= num_candidates

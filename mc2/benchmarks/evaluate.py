@@ -5,7 +5,6 @@ Shapes: N images, T texts, D embedding.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -47,7 +46,6 @@ def evaluate_task(
 
     Errors: ValueError for an image that does not decode, or if the task has none of the languages.
     """
-    started = time.perf_counter()
     chosen = list(task.languages) if languages is None else common_languages(task, languages)
     image_ND = encode_images(encoder, data.preprocess, task, batch_size, device)
     scores: dict[str, list[Score]] = {}
@@ -63,7 +61,7 @@ def evaluate_task(
                 if num_names:
                     tables[language] = task.predictions(language, image_ND, own_TD, num_names)
     scores, tables = gather(scores), gather(tables)
-    results = task_results(task.name, {language: scores[language] for language in chosen}, task.groups, time.perf_counter() - started)
+    results = task_results(task.name, {language: scores[language] for language in chosen}, task.groups)
     if len(chosen) < len(task.languages):
         suffix = f"-{len(chosen)}-of-{len(task.languages)}-languages"
         results = [replace(row, protocol=row.protocol + suffix) for row in results]

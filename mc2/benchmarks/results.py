@@ -1,36 +1,65 @@
-"""Rows of `results.csv`: one number of one benchmark, its means over languages, and the file itself."""
+"""What a benchmark says: scores of one language, and rows of the one tidy table with their means over languages."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mc2 import storage
 
 MEAN = "mean"  # stands in the language column: unweighted mean over all languages of the task
 GROUP_MEAN = "mean:"  # + name of the group
 
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("protocol", pa.string()),
+        ("language", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("num_samples", pa.int64()),
+        ("num_candidates", pa.int64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+    ]
+)
+COLUMNS = tuple(RESULTS_SCHEMA.names)
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number of one language: `value` is a share in [0, 1], `num_classes` the classes (in retrieval, candidates) that were ranked."""
+    """One number of one language: `value` of `num_samples` samples, each judged among `num_candidates` classes or candidates.
+
+    outcomes: (num_samples,) one number a sample, in an order that does not depend on the model; None: no mean of samples, so without an interval.
+    strata: (num_samples,) the value is the mean over strata of the means in them (mean per class); None: the plain mean of the outcomes.
+    clusters: (num_samples,) samples with the same number are drawn together in the bootstrap, in all languages of the task: the index of the image, say, whose
+    captions are samples. None: the index of the sample, as where every image is one sample.
+    """
 
     protocol: str
     metric: str
     value: float
     num_samples: int
-    num_classes: int
+    num_candidates: int
+    outcomes: NDArray[np.float32] | None = field(default=None, compare=False)
+    strata: NDArray[np.int64] | None = field(default=None, compare=False)
+    clusters: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of `results.csv`. `language` is a code, "mean" or "mean:<group>"; `seconds` is the wall time of the whole task, the same in
-    all its rows.
+    """One row of the table. `language` is a code, "mean" or "mean:<group>"; low and high bound the value's 95 % interval, None where there is none.
 
-    A mean row sums `num_samples` over its languages and rounds the mean of `num_classes`.
+    A mean row sums `num_samples` over its languages and rounds the mean of `num_candidates`.
     """
 
     task: str
@@ -39,21 +68,19 @@ class Result:
     metric: str
     value: float
     num_samples: int
-    num_classes: int
-    seconds: float
+    num_candidates: int
+    low: float | None = None
+    high: float | None = None
 
     @property
     def is_mean(self) -> bool:
         return self.language == MEAN or self.language.startswith(GROUP_MEAN)
 
 
-COLUMNS = tuple(field.name for field in fields(Result))
-
-
-def task_results(task: str, scores: Mapping[str, Iterable[Score]], groups: Mapping[str, str], seconds: float) -> list[Result]:
+def task_results(task: str, scores: Mapping[str, Iterable[Score]], groups: Mapping[str, str]) -> list[Result]:
     """The rows of one task from its scores per language: mean over all languages, mean per group, then the languages."""
     rows = [
-        Result(task, score.protocol, language, score.metric, score.value, score.num_samples, score.num_classes, round(seconds, 3))
+        Result(task, score.protocol, language, score.metric, score.value, score.num_samples, score.num_candidates)
         for language in scores
         for score in scores[language]
     ]
@@ -76,50 +103,49 @@ def mean_rows(rows: Iterable[Result], label: str) -> list[Result]:
             metric,
             value=sum(row.value for row in part) / len(part),
             num_samples=sum(row.num_samples for row in part),
-            num_classes=round(sum(row.num_classes for row in part) / len(part)),
-            seconds=part[0].seconds,
+            num_candidates=round(sum(row.num_candidates for row in part) / len(part)),
         )
         for (task, protocol, metric), part in same.items()
     ]
 
 
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+def to_table(results: Iterable[Result]) -> pa.Table:
+    """RESULTS_SCHEMA."""
+    return pa.Table.from_pylist([asdict(row) for row in results], RESULTS_SCHEMA)
+
+
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results as CSV (UTF-8, a header line), atomically; values keep six decimals."""
+    """Write the table as CSV (UTF-8, a header line, six decimals) or, by its name, as parquet; atomically."""
+    rows = [asdict(row) for row in results]
+    if path.suffix == ".parquet":
+        with storage.atomic_write(path) as file:
+            pq.write_table(pa.Table.from_pylist(rows, RESULTS_SCHEMA), file)
+        return
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**asdict(row), "value": f"{row.value:.6f}"} for row in results)
+    for row in rows:
+        writer.writerow(row | {name: f"{row[name]:.6f}" for name in ("value", "low", "high") if row[name] is not None})
     storage.write_bytes(path, text.getvalue().encode())
 
 
 def read_results(path: Path) -> list[Result]:
-    """The rows of a results file. Errors: ValueError for a missing file, another header, or a line that does not fit it."""
+    """The rows of a results file, CSV or parquet. Errors: ValueError for a missing file, other columns, or a cell that does not fit its column."""
     if not path.is_file():
         raise ValueError(f"{path}: not found; run `mc2 test` or `mc2 quickstart`, which write it")
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: found columns {reader.fieldnames}, need {', '.join(COLUMNS)}")
-        return [parse_row(row, f"{path}:{reader.line_num}") for row in reader]
-
-
-def parse_row(row: Mapping[str, str | None], where: str) -> Result:
-    """A Result from the text of its cells. Errors: ValueError that names file and line."""
-    if None in row or None in row.values():
-        raise ValueError(f"{where}: found {len([v for v in row.values() if v is not None])} cells, need {len(COLUMNS)}")
-    cell = {name: str(value) for name, value in row.items()}
     try:
-        return Result(
-            cell["task"],
-            cell["protocol"],
-            cell["language"],
-            cell["metric"],
-            float(cell["value"]),
-            int(cell["num_samples"]),
-            int(cell["num_classes"]),
-            float(cell["seconds"]),
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{where}: {error}; need a share in value, whole numbers in num_samples and num_classes, seconds as a number"
-        ) from error
+        table = pq.read_table(path) if path.suffix == ".parquet" else read_csv(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: no results file ({str(error).splitlines()[0]}); need columns {', '.join(COLUMNS)}") from error
+    if tuple(table.column_names) != COLUMNS:
+        raise ValueError(f"{path}: found columns {', '.join(table.column_names)}; need {', '.join(COLUMNS)}")
+    return [Result(**row) for row in table.to_pylist()]
+
+
+def read_csv(path: Path) -> pa.Table:
+    """Columns as they are in the file, those of RESULTS_SCHEMA in their types."""
+    types = {field.name: field.type for field in RESULTS_SCHEMA}
+    return pc_csv.read_csv(path, convert_options=pc_csv.ConvertOptions(column_types=types))

@@ -64,7 +64,7 @@ def write_html(out: Path, queries: Sequence[str]) -> None:
     """Write OUT/report.html from the folders of a finished run."""
     results = read_results(out / "results.csv")
     held_out = [row for row in results if row.task == "emoji_held_out"]
-    num_classes = next(row.num_classes for row in held_out if row.metric == "top1")
+    num_classes = next(row.num_candidates for row in held_out if row.metric == "top1")
     curation = storage.read_json(out / "curation/report.json")
     page = PAGE.substitute(
         summary=summary(curation),

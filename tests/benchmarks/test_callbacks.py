@@ -128,7 +128,7 @@ def test_the_file_has_the_agreed_columns(tmp_path: Path) -> None:
     fit(tmp_path / "run", MultilingualBenchmark([toy_task(tmp_path / "toy")], languages=["de"]))
     with open(tmp_path / "run/results.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["task", "protocol", "language", "metric", "value", "num_samples", "num_classes", "seconds"]
+    assert list(rows[0]) == ["task", "protocol", "language", "metric", "value", "num_samples", "num_candidates", "low", "high"]
     assert {row["protocol"] for row in rows} == {"classification-1-of-3-languages", "retrieval-1-of-3-languages"}
 
 

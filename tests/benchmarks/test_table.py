@@ -22,9 +22,9 @@ def scores(top1: float) -> list[Score]:
 
 def example() -> list[Result]:
     """Emoji in two languages, flags in three of which one is unseen."""
-    emoji = task_results("emoji", {"de": scores(0.4), "ja": scores(0.2)}, {}, seconds=1.5)
+    emoji = task_results("emoji", {"de": scores(0.4), "ja": scores(0.2)}, {})
     return emoji + task_results(
-        "flags", {"af": scores(0.1), "de": scores(0.5), "zu": scores(0.3)}, {"zu": "unseen", "de": "seen", "af": "seen"}, 2.0
+        "flags", {"af": scores(0.1), "de": scores(0.5), "zu": scores(0.3)}, {"zu": "unseen", "de": "seen", "af": "seen"}
     )
 
 
@@ -35,7 +35,7 @@ def test_means_are_unweighted_over_languages() -> None:
     assert value["flags", "mean:seen"] == pytest.approx(0.3)
     assert value["flags", "mean:unseen"] == pytest.approx(0.3)
     row = next(row for row in example() if (row.task, row.language, row.metric) == ("flags", "mean", "t2i_r1"))
-    assert (row.num_samples, row.num_classes, row.seconds) == (15, 10, 2.0)
+    assert (row.num_samples, row.num_candidates) == (15, 10)
 
 
 def test_a_file_reads_back(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_file_reads_back(tmp_path: Path) -> None:
     assert (
         (tmp_path / "results.csv")
         .read_bytes()
-        .startswith(b"task,protocol,language,metric,value,num_samples,num_classes,seconds\nemoji,classification,mean,top1,0.300000,")
+        .startswith(b"task,protocol,language,metric,value,num_samples,num_candidates,low,high\nemoji,classification,mean,top1,0.300000,")
     )
     found = read_results(tmp_path / "results.csv")
     assert [(row.language, row.metric, round(row.value, 6)) for row in found] == [
@@ -95,24 +95,24 @@ def test_markdown_and_html() -> None:
     html = table.to_html()
     assert html.count("<tr") == 8
     assert '<tr class="mean"><th>mean of seen</th><td></td><td></td><td>30.0</td><td>50.0</td></tr>' in html
-    assert "<script>" not in results_table([Result("<script>", "p", "de", "top1", 0.5, 1, 1, 0.0)]).to_html()
+    assert "<script>" not in results_table([Result("<script>", "p", "de", "top1", 0.5, 1, 1)]).to_html()
 
 
 def test_a_subset_is_named_in_its_column() -> None:
-    rows = [Result("emoji", "classification-2-of-14-languages", "de", "top1", 0.5, 1, 1, 0.0)]
+    rows = [Result("emoji", "classification-2-of-14-languages", "de", "top1", 0.5, 1, 1)]
     assert results_table(rows).header == ("language", "emoji classification-2-of-14-languages top-1")
 
 
-HEADER = "task,protocol,language,metric,value,num_samples,num_classes,seconds\n"
+HEADER = "task,protocol,language,metric,value,num_samples,num_candidates,low,high\n"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", r"found columns \['a', 'b'\], need task, protocol"),
-        ("", r"found columns None"),
-        (HEADER + "emoji,classification,de,top1,high,1,1,0\n", r"results.csv:2: could not convert string to float"),
-        (HEADER + "emoji,classification,de\n", r"results.csv:2: found 3 cells, need 8"),
+        ("a,b\n1,2\n", r"found columns a, b; need task, protocol"),
+        ("", r"no results file \(Empty CSV file\); need columns task, protocol"),
+        (HEADER + "emoji,classification,de,top1,high,1,1,0,1\n", r"results.csv: no results file \(In CSV column #4.*'high'"),
+        (HEADER + "emoji,classification,de\n", r"results.csv: no results file \(CSV parse error: Expected 9 columns, got 3"),
     ],
 )
 def test_a_file_that_is_no_results_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -108,7 +108,7 @@ def test_unnamed_classes_are_left_out_and_counted(tmp_path: Path) -> None:
     """23 images of classes 0..3; Japanese has no name for class 1 (6 images), class 4 has names and no image."""
     task = toy_task(tmp_path / "toy")
     counts = {
-        (language, score.metric): (score.num_samples, score.num_classes)
+        (language, score.metric): (score.num_samples, score.num_candidates)
         for language in task.languages
         for score in task.score(language, torch.randn(23, DIM), torch.randn(len(task.texts(language)), DIM))
     }

@@ -40,7 +40,7 @@ def test_results_and_model_are_what_the_readme_says(quickstart_run: Quickstart) 
     assert {row.task for row in results} == {"emoji_held_out", "emoji_plain", "flags"}
     held_out = [row for row in results if row.task == "emoji_held_out" and row.metric == "top1" and not row.is_mean]
     assert len(held_out) == 14
-    assert all((row.num_samples, row.num_classes) == (6, 6) for row in held_out)
+    assert all((row.num_samples, row.num_candidates) == (6, 6) for row in held_out)
     clip = mc2.load(quickstart_run.out / "model")
     image_ND = clip.encode_image([Image.new("RGB", (100, 50), "red"), Image.new("L", (9, 9))])
     assert image_ND.shape == clip.encode_text(["ein Fuchs", "キツネ"]).shape == (2, 192)
