@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mc2.model.loss import Gradients, gradients_of, with_gradients
-from mc2.model.ranks import Gathered, check_equal_batches
+from mc2.model.ranks import BatchSizes, Gathered
 from mc2.model.tiles import GradientSums, Tiling, log_sum_exp
 
 
@@ -35,12 +35,13 @@ class DistillationLoss(nn.Module):
         teacher_image_BE: Tensor,
         teacher_text_BE: Tensor,
         teacher_scale: Tensor,
+        sizes: BatchSizes | None = None,
     ) -> Tensor:
-        """Features of unit length, row i of all four of one pair. Errors: ValueError if the numbers of pairs differ, here or between ranks."""
+        """Features of unit length, row i of all four of one pair; sizes: see PairLoss. Errors: ValueError if the numbers of pairs differ, here or between ranks."""
         if not len(image_BD) == len(text_BD) == len(teacher_image_BE) == len(teacher_text_BE):
             found = [len(features) for features in (image_BD, text_BD, teacher_image_BE, teacher_text_BE)]
             raise ValueError(f"distillation: found {found} features, need the same number of each")
-        check_equal_batches(image_BD)
+        (sizes or BatchSizes(len(image_BD), image_BD.device)).check()
         with torch.autocast(image_BD.device.type, enabled=False):
             inputs = image_BD.float(), text_BD.float(), logit_scale.float()
             with torch.no_grad():

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mc2.model.ranks import Gathered, check_equal_batches
+from mc2.model.ranks import BatchSizes, Gathered
 from mc2.model.tiles import GradientSums, Tiling, log_sum_exp
 
 
@@ -68,8 +68,11 @@ class PairLoss(nn.Module, ABC):
         self.tile = tile
         self.pair_losses: Tensor | None = None
 
-    def forward(self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
-        """Features of unit length, row i of both a pair; logit scale and bias are scalars, the bias None for a loss without one.
+    def forward(
+        self, image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None, sizes: BatchSizes | None = None
+    ) -> Tensor:
+        """Features of unit length, row i of both a pair; logit scale and bias are scalars, the bias None for a loss without one. sizes: those of the ranks'
+        batches, asked for before the features were made; None asks here, and waits.
 
         Errors: ValueError, on all ranks, if the shapes differ or the ranks' batches do.
         """
@@ -77,7 +80,7 @@ class PairLoss(nn.Module, ABC):
             raise ValueError(f"loss: found {tuple(image_BD.shape)} image and {tuple(text_BD.shape)} text features, need the same shape")
         if (logit_bias is not None) != self.needs_bias:
             raise ValueError(f"loss: {bias_message(self, logit_bias is not None)}")
-        check_equal_batches(image_BD)
+        (sizes or BatchSizes(len(image_BD), image_BD.device)).check()
         with torch.autocast(image_BD.device.type, enabled=False):
             bias = None if logit_bias is None else logit_bias.float()
             inputs = (image_BD.float(), text_BD.float(), logit_scale.float(), bias)

@@ -5,6 +5,7 @@ Shapes: B pairs on this rank, G pairs on all ranks, D embedding.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -29,17 +30,47 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def check_equal_batches(own_BD: Tensor) -> None:
-    """Errors: ValueError on all ranks if they have different numbers of pairs: the collectives that follow would hang or mix rows."""
-    if num_ranks() == 1:
-        return
-    sizes = torch.empty(num_ranks(), dtype=torch.int64, device=own_BD.device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([len(own_BD)], device=own_BD.device))
-    found = sizes.tolist()
-    if len(set(found)) > 1:
-        raise ValueError(
-            f"loss: found batches of {found} pairs on the ranks, need the same number on each; let the loader drop the last, smaller batch (drop_last)"
-        )
+class HostCopy:
+    """A few numbers on their way to the host. The copy is queued behind what made them; to read them waits for that, not for what the device got to do since."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._copied = values, None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def tolist(self) -> list[float]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[float] = self._values.tolist()
+        return values
+
+
+class BatchSizes:
+    """The numbers of pairs of all ranks, on their way since before the towers ran: where the loss reads them they are there, and the device has work queued.
+
+    A collective, also where the batches differ.
+    """
+
+    def __init__(self, own: int, device: torch.device) -> None:
+        self._sizes: HostCopy | None = None
+        if num_ranks() > 1:
+            self._on_device = sizes = torch.empty(num_ranks(), dtype=torch.int64, device=device)  # kept: another stream reads it
+            work = dist.all_gather_into_tensor(sizes, torch.full((1,), own, device=device), async_op=True)
+            assert work is not None  # it would be for a process outside the group
+            with torch.cuda.stream(torch.cuda.Stream(device)) if sizes.is_cuda else nullcontext():  # type: ignore[no-untyped-call]
+                work.wait()  # only the copy waits, not what the device does meanwhile
+                self._sizes = HostCopy(sizes)
+
+    def check(self) -> None:
+        """Errors: ValueError on all ranks if they have different numbers of pairs: the collectives that follow would hang or mix rows."""
+        found = self._sizes.tolist() if self._sizes is not None else []
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"loss: found batches of {found} pairs on the ranks, need the same number on each; let the loader drop the last, smaller batch (drop_last)"
+            )
 
 
 class Gathered:

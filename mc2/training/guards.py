@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import AdamW, Optimizer
 
 from mc2.data.batch import PairBatch
-from mc2.model.ranks import local, num_ranks
+from mc2.model.ranks import HostCopy, local, num_ranks
 from mc2.training.module import ContrastiveModule
 
 SPIKES = "spikes.jsonl"
@@ -47,24 +47,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if num_ranks() > 1:
         dist.all_reduce(values)
     return values
-
-
-class HostCopy:
-    """A few numbers on their way to the host. The copy is queued behind what made them; to read them waits for that, not for what the device got to do since."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._values, self._copied = values, None
-        if values.is_cuda:
-            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-
-    def tolist(self) -> list[float]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        values: list[float] = self._values.tolist()
-        return values
 
 
 def check_weights(module: LightningModule) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from mc2.data.batch import PairBatch
 from mc2.model.loss import ContrastiveLoss, PairLoss, bias_message
+from mc2.model.ranks import BatchSizes
 from mc2.model.two_tower import Features, TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.distillation import Teacher, TeacherConfig, check_teacher
@@ -182,8 +183,9 @@ class ContrastiveModule(LightningModule):
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Features]:
         """Loss of this rank and the features it was computed from."""
+        sizes = BatchSizes(len(batch.image), self.device)
         features: Features = self.active_towers(batch.image, batch.tokens, self.micro_batches)
-        return self.loss(*features), features
+        return self.loss(*features, sizes), features
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
         check_micro_batches(self.micro_batches, len(batch.image))

@@ -39,6 +39,7 @@ class Telemetry(Callback):
     speed/tokens_per_second   tokens of captions, up to and with their eos: padding does not count
     speed/mfu                 share of the GPU's peak in bf16 that the model's operations reach (what is computed twice does not count), this rank; only for a GPU
                               that `flops.PEAK_FLOPS` knows
+    speed/hfu                 the same with what is computed twice (micro_batches, checkpointed blocks)
     speed/memory_gb           most memory of tensors on this rank's GPU since the last time; only on a GPU
     speed/wait_seconds        seconds a step waits for its batch (this rank)
     speed/wait_share          the same as a share of the time
@@ -59,7 +60,7 @@ class Telemetry(Callback):
         self._samples, self._step_seconds, self._wait_seconds = 0, 0.0, 0.0
         self._languages: Counter[str] = Counter()
         self._tokens: Tensor | int = 0  # stays on the device until it is written: reading it would wait for the GPU
-        self._flops = 0.0
+        self._flops = self._recomputed = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ready = None
@@ -89,7 +90,9 @@ class Telemetry(Callback):
         if isinstance(pl_module, ContrastiveModule) and self._pair_flops:
             self._tokens += num_tokens(batch.tokens, pl_module.tower_config.text.eos_id)
             num_pairs = len(batch.image)
-            self._flops += num_pairs * self._pair_flops.step(batch.tokens.shape[1], num_pairs * trainer.world_size)
+            tokens = batch.tokens.shape[1]
+            self._flops += num_pairs * self._pair_flops.step(tokens, num_pairs * trainer.world_size)
+            self._recomputed += num_pairs * self._pair_flops.recomputed(tokens, pl_module.parallel, pl_module.micro_batches)
         self._steps += 1
         self._samples += len(batch.image)
         self._languages.update(language or "unknown" for language in batch.languages)
@@ -112,7 +115,8 @@ class Telemetry(Callback):
         if self._pair_flops:
             metrics["speed/tokens_per_second"] = float(self._tokens) / self._steps * trainer.world_size / (step + wait)
         if self._peak_flops:
-            metrics["speed/mfu"] = self._flops / self._steps / (step + wait) / self._peak_flops
+            peak = self._peak_flops * self._steps * (step + wait)
+            metrics |= {"speed/mfu": self._flops / peak, "speed/hfu": (self._flops + self._recomputed) / peak}
         if trainer.strategy.root_device.type == "cuda":
             metrics["speed/memory_gb"] = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e9
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mc2.model.loss import ContrastiveLoss
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
+from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.flops import PairFlops, meta_towers, peak_flops
 from tests.model.test_zoo import towers_of
 from tests.training.tiny import TOWERS
@@ -68,6 +69,26 @@ def test_a_locked_tower_costs_its_forward_pass_only() -> None:
     assert counted(both) == PAIRS * (found.forward(TOKENS) + found.backward(TOKENS))
 
 
+@pytest.mark.parametrize("name", ["tiny", "unequal"])
+@pytest.mark.parametrize(
+    ("micro_batches", "checkpoint_every", "selective"),
+    [(2, 0, False), (1, 1, False), (1, 2, False), (1, 1, True), (2, 1, False), (2, 1, True)],
+)
+def test_what_is_computed_twice_is_what_torch_counts(name: str, micro_batches: int, checkpoint_every: int, selective: bool) -> None:
+    towers, found = TwoTower(MODELS[name]).train(), PairFlops.of(meta_towers(MODELS[name]))
+    parallel = ParallelConfig(checkpoint_every=checkpoint_every, selective=selective)
+    prepare_blocks(towers, parallel)
+    image, tokens = batch(MODELS[name])
+
+    def both() -> None:
+        features = towers(image, tokens, micro_batches)
+        (features[0].sum() + features[1].sum()).backward()
+
+    useful, again = found.forward(TOKENS) + found.backward(TOKENS), found.recomputed(TOKENS, parallel, micro_batches)
+    assert counted(both) == PAIRS * (useful + again)
+    assert (again > 0) is not (selective and micro_batches == 1)
+
+
 def test_the_loss_is_what_torch_counts() -> None:
     image_BD, text_BD = torch.randn(PAIRS, 8, requires_grad=True), torch.randn(PAIRS, 8, requires_grad=True)
     loss = ContrastiveLoss(tile=2)
@@ -87,6 +108,9 @@ def test_vit_h14_is_near_the_published_number() -> None:
         ("NVIDIA H100 80GB HBM3", 989.4e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", 989.4e12),
+        ("NVIDIA H200 NVL", 835.5e12),
+        ("NVIDIA B300 SXM6 AC", 2.25e15),
+        ("AMD Instinct MI300X", 1307.4e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA GeForce RTX 9090", None),
         ("cpu", None),

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from mc2.model.ranks import local
-from mc2.training.guards import SPIKES, Guard, HostCopy, check_weights
+from mc2.model.ranks import HostCopy, local
+from mc2.training.guards import SPIKES, Guard, check_weights
 from mc2.training.module import ContrastiveModule
 from mc2.training.optimizer import OptimizerConfig
 from mc2.training.parallel import FSDP2Strategy

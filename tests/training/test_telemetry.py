@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from mc2.training.blocks import ParallelConfig
 from mc2.training.flops import PairFlops, meta_towers
 from mc2.training.telemetry import Telemetry, num_tokens
 from tests.training.tiny import CONTEXT, TOWERS, TinyData, tiny_module, tiny_trainer
@@ -45,9 +46,12 @@ def test_mfu_is_operations_of_the_samples_a_second(tmp_path: Path) -> None:
 
     logger = Logger(str(tmp_path))
     trainer = tiny_trainer(str(tmp_path), max_steps=4, logger=logger, log_every_n_steps=2, val_check_interval=4, callbacks=[OnAKnownGpu()])
-    trainer.fit(tiny_module(), TinyData())
-    of_pair = PairFlops.of(meta_towers(TOWERS)).step(CONTEXT, all_pairs=8)
+    parallel = ParallelConfig(checkpoint_every=1)
+    trainer.fit(tiny_module(parallel=parallel), TinyData())
+    flops = PairFlops.of(meta_towers(TOWERS))
+    of_pair = flops.step(CONTEXT, all_pairs=8)
     found = [metrics for metrics in logged if "speed/mfu" in metrics]
     assert len(found) == 2
     for metrics in found:
         assert metrics["speed/mfu"] == pytest.approx(metrics["speed/samples_per_second"] * of_pair / PEAK)
+        assert metrics["speed/hfu"] / metrics["speed/mfu"] == pytest.approx(1 + flops.recomputed(CONTEXT, parallel, 1) / of_pair)
