@@ -67,7 +67,7 @@ def this_rank() -> tuple[int, int]:
 def encode_images(encoder: Encoder, preprocess: ImageTransform, task: Task, batch_size: int, device: torch.device) -> Tensor:
     """Unit fp32 embeddings (N, D) of a task's images, on every rank. Errors: ValueError that names an image that does not decode."""
     rank, world = this_rank()
-    num_images = len(task.keys)
+    num_images = len(task.image_set.keys)
     batches = image_batches(task, preprocess, num_images * rank // world, num_images * (rank + 1) // world, batch_size)
     num_forwards = math.ceil(math.ceil(num_images / world) / batch_size)  # of the largest share
     return encode_share(encoder.encode_image, islice(batches, num_forwards), num_images, device)
@@ -86,7 +86,7 @@ def image_batches(task: Task, preprocess: ImageTransform, start: int, stop: int,
 
 def decoded_images(task: Task, preprocess: ImageTransform, start: int, stop: int) -> Iterator[Tensor]:
     """The images of a task as uint8 (3, H, W)."""
-    for key, image in zip(task.keys[start:stop], task.images(start, stop), strict=True):
+    for key, image in zip(task.image_set.keys[start:stop], task.image_set.read(start, stop), strict=True):
         try:
             yield preprocess.evaluate(image)
         except (ValueError, OSError) as error:

@@ -57,9 +57,10 @@ def evaluate_task(
         for language in block[rank::world]:
             own_TD = text_TD[torch.tensor([index[text] for text in task.texts(language)], device=text_TD.device)]
             with torch.autocast(device.type, enabled=False):  # the towers may run in bf16, cosines of near neighbours may not
-                scores[language] = task.score(language, image_ND, own_TD)
+                text_CD = task.condense(language, own_TD)
+                scores[language] = task.score(language, image_ND, text_CD)
                 if num_names:
-                    tables[language] = task.predictions(language, image_ND, own_TD, num_names)
+                    tables[language] = task.predictions(language, image_ND, text_CD, num_names)
     scores, tables = gather(scores), gather(tables)
     results = task_results(task.name, {language: scores[language] for language in chosen}, task.groups)
     if len(chosen) < len(task.languages):

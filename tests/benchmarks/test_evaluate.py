@@ -30,7 +30,7 @@ def test_images_in_batches_equal_images_alone(tmp_path: Path) -> None:
     task, module, data = toy_task(tmp_path / "toy"), toy_module(), ToyData()
     found = encode_images(module, data.preprocess, task, batch_size=5, device=CPU)
     assert module.num_forwards["image"] == 5
-    alone = [module.encode_image(data.preprocess.evaluate(image)[None]) for image in task.images(0, 23)]
+    alone = [module.encode_image(data.preprocess.evaluate(image)[None]) for image in task.image_set.read(0, 23)]
     torch.testing.assert_close(found, normalize(torch.cat(alone), dim=1))
 
 
@@ -74,12 +74,12 @@ def test_results_are_the_scores_of_the_task_and_their_means(tmp_path: Path) -> N
     found, _ = evaluation(folder, num_names=2)
     rows = {(row.language, row.protocol, row.metric): row for row in found.results}
     with torch.no_grad():
-        image = torch.cat([module.encode_image(data.preprocess.evaluate(image)[None]) for image in task.images(0, 23)])
+        image = torch.cat([module.encode_image(data.preprocess.evaluate(image)[None]) for image in task.image_set.read(0, 23)])
         text = {
             language: torch.cat([module.encode_text(data.tokenizer([text])) for text in task.texts(language)])
             for language in task.languages
         }
-    scores = {language: task.score(language, image, text[language]) for language in task.languages}
+    scores = {language: task.score(language, image, task.condense(language, text[language])) for language in task.languages}
     for language, own in scores.items():
         for score in own:
             row = rows[language, score.protocol, score.metric]

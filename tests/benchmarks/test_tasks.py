@@ -21,9 +21,9 @@ def test_a_folder_reads_back_what_was_written(tmp_path: Path) -> None:
     images = [(f"k{i}", bytes([i % 251, i % 7]), i % 3) for i in range(2500)]  # three row groups
     write_task_folder(tmp_path / "a", "toy", images, [("de", c, f"n{c}") for c in range(3)])
     task = TaskFolder(tmp_path / "a")
-    assert (task.name, list(task.languages), list(task.keys)) == ("toy", ["de"], [key for key, _, _ in images])
+    assert (task.name, list(task.languages), list(task.image_set.keys)) == ("toy", ["de"], [key for key, _, _ in images])
     for start, stop in ((0, 2500), (1000, 1100), (1023, 2049), (7, 7)):
-        assert list(task.images(start, stop)) == [image for _, image, _ in images[start:stop]]
+        assert list(task.image_set.read(start, stop)) == [image for _, image, _ in images[start:stop]]
 
 
 def test_the_same_task_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_scores_equal_loops_over_the_protocol(tmp_path: Path, language: str) -> 
     vectors = dict(zip(task.texts(language), text.double().numpy(), strict=True))
     prompts = ["a photo of {}", "the {}"] if language == "en" else ["{}"]
     need = slow_scores(toy_names(5), task.label_N.tolist(), language, prompts, image.double().numpy(), vectors.__getitem__)
-    found = task.score(language, image, text)
+    found = task.score(language, image, task.condense(language, text))
     assert {score.metric: score.value for score in found} == pytest.approx(need)
 
 
@@ -110,7 +110,7 @@ def test_unnamed_classes_are_left_out_and_counted(tmp_path: Path) -> None:
     counts = {
         (language, score.metric): (score.num_samples, score.num_candidates)
         for language in task.languages
-        for score in task.score(language, torch.randn(23, DIM), torch.randn(len(task.texts(language)), DIM))
+        for score in task.score(language, torch.randn(23, DIM), task.condense(language, torch.randn(len(task.texts(language)), DIM)))
     }
     assert (counts["de", "top1"], counts["ja", "top1"]) == ((23, 5), (17, 4))
     assert (counts["de", "i2t_r1"], counts["ja", "i2t_r1"], counts["en", "i2t_r1"]) == ((23, 7), (17, 4), (23, 4))
@@ -123,7 +123,7 @@ def test_predictions_name_the_nearest_classes(tmp_path: Path) -> None:
         torch.eye(DIM)[[i % 4 for i in range(23)]],
         torch.eye(DIM)[: len(task.texts("ja"))],
     )  # Japanese names 0, 2, 3, 4 on axes 0, 1, 2, 3
-    table = task.predictions("ja", image, text, num_names=2)
+    table = task.predictions("ja", image, task.condense("ja", text), num_names=2)
     assert table.schema == PREDICTIONS_SCHEMA
     rows = table.to_pylist()
     assert len(rows) == 2 * 17

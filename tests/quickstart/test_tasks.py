@@ -18,7 +18,7 @@ def test_task_folder_has_one_image_and_all_names_of_each_drawing(tmp_path: Path)
     shown = [drawing for drawing in load_drawings() if drawing.kind == "plain"][:5]
     write_task(tmp_path, "some", shown, {})
     task = TaskFolder(str(tmp_path))
-    assert task.keys == [drawing.key for drawing in shown]
+    assert task.image_set.keys == [drawing.key for drawing in shown]
     assert set(task.languages) == set(shown[0].names)
     assert set(task.texts("de")) == {drawing.names["de"] for drawing in shown}
 

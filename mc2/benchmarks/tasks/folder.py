@@ -1,16 +1,11 @@
-"""What a benchmark asks of a model: images, texts per language, and how to score their embeddings.
+"""The neutral layout that anybody can write for their own data: images of classes, and the names of the classes in any number of languages.
 
-A `Task` states what to encode and scores what was encoded; the callback encodes. So one pass over images and texts serves every language
-and protocol, and a task is plain CPU code without a model. `TaskFolder` reads the neutral layout that anybody can write for their own data.
-
-Shapes: N images, T texts of one language, D embedding.
+Shapes: N images, T texts of one language, C rows that are kept of them, D embedding.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -19,92 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mc2 import languages, storage
 from mc2.benchmarks import metrics
 from mc2.benchmarks.results import Score
-
-IntArray = NDArray[np.int64]
+from mc2.benchmarks.tasks.image_sets import ParquetImages
+from mc2.benchmarks.tasks.named_classes import IntArray, NamedClasses, classifier, matching_pairs
+from mc2.benchmarks.tasks.task import Task, predictions_table
 
 IMAGES_SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary()), ("class", pa.int32())])
 NAMES_SCHEMA = pa.schema([("language", pa.string()), ("class", pa.int32()), ("name", pa.string())])
-
-# The first answers of the classifier, one row per (image, rank): what a report shows and what an error is read from.
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("language", pa.string()),
-        ("key", pa.string()),
-        ("rank", pa.int32()),
-        ("class", pa.int32()),
-        ("name", pa.string()),
-        ("score", pa.float32()),
-        ("correct", pa.bool_()),
-    ]
-)
-
-
-class Task(ABC):
-    """One benchmark. `groups` maps some languages to a group ("seen", "unseen") whose mean is reported too."""
-
-    def __init__(self, name: str, keys: Sequence[str], languages: Sequence[str], groups: Mapping[str, str]) -> None:
-        self.name, self.keys, self.languages, self.groups = name, keys, languages, groups
-
-    @abstractmethod
-    def images(self, start: int, stop: int) -> Iterator[bytes]:
-        """The encoded image files number `start` to `stop` (not included), in the order of `keys`."""
-
-    @abstractmethod
-    def texts(self, language: str) -> Sequence[str]:
-        """The texts that the language's protocols need, none twice."""
-
-    @abstractmethod
-    def score(self, language: str, image_ND: Tensor, text_TD: Tensor) -> list[Score]:
-        """Every protocol and metric of one language, from the embeddings of `keys` and of `texts(language)`."""
-
-    @abstractmethod
-    def predictions(self, language: str, image_ND: Tensor, text_TD: Tensor, num_names: int) -> pa.Table:
-        """The `num_names` best answers for each image (PREDICTIONS_SCHEMA)."""
-
-
-@dataclass(frozen=True)
-class NamedClasses:
-    """The class names of one language as texts. A class is known here by its position in `classes`: the ids that have a name, ascending.
-
-    `texts` begins with the `num_names` names themselves, none twice; prompted names follow. `name_pairs` and `prompt_pairs` are rows of
-    (text index, class position): a name can belong to several classes, a class can have several names (synonyms).
-    """
-
-    classes: IntArray
-    first_names: tuple[str, ...]
-    texts: tuple[str, ...]
-    num_names: int
-    name_pairs: IntArray
-    prompt_pairs: IntArray
-
-    @classmethod
-    def build(cls, names: Sequence[tuple[int, str]], prompts: Sequence[str]) -> NamedClasses:
-        """From (class id, name) rows in any order; each prompt has one {} for the name."""
-        first_name: dict[int, str] = {}
-        for label, name in names:
-            first_name.setdefault(label, name)
-        classes = sorted(first_name)
-        position = {label: index for index, label in enumerate(classes)}
-        index_of: dict[str, int] = {}
-        name_pairs = [(index_of.setdefault(name, len(index_of)), position[label]) for label, name in names]
-        num_names = len(index_of)
-        prompted = [(prompt.replace("{}", name), position[label]) for label, name in names for prompt in prompts]
-        prompt_pairs = [(index_of.setdefault(text, len(index_of)), label) for text, label in prompted]
-        return cls(
-            classes=np.array(classes, dtype=np.int64),
-            first_names=tuple(first_name[label] for label in classes),
-            texts=tuple(index_of),
-            num_names=num_names,
-            name_pairs=np.unique(np.array(name_pairs, dtype=np.int64), axis=0),
-            prompt_pairs=np.array(prompt_pairs, dtype=np.int64),
-        )
 
 
 @final
@@ -131,23 +51,22 @@ class TaskFolder(Task):
             raise ValueError(f'{self.folder / "task.json"}: found no "name"; need {{"name": ..., "groups": {{}}, "prompts": {{}}}}')
         groups, prompts = description.get("groups", {}), description.get("prompts", {})
         check_tables(str(self.folder), labels, names, groups, prompts)
-        super().__init__(description["name"], labels["key"].to_pylist(), sorted(set(names["language"].to_pylist())), groups)
+        super().__init__(
+            description["name"],
+            ParquetImages(self.folder / "images.parquet", labels["key"].to_pylist()),
+            sorted(set(names["language"].to_pylist())),
+            groups,
+        )
         self.label_N: IntArray = labels["class"].to_numpy().astype(np.int64)
         self._named = {language: named_classes(names, language, prompts.get(language, ["{}"])) for language in self.languages}
 
-    def images(self, start: int, stop: int) -> Iterator[bytes]:
-        """Reads only the row groups that hold the images asked for."""
-        with pq.ParquetFile(self.folder / "images.parquet") as file:
-            first = 0
-            for group in range(file.num_row_groups):
-                last = first + file.metadata.row_group(group).num_rows
-                if first < stop and start < last:
-                    part = file.read_row_group(group, columns=["image"])["image"]
-                    yield from (value.as_py() or b"" for value in part.slice(max(start - first, 0), min(stop, last) - max(start, first)))
-                first = last
-
     def texts(self, language: str) -> Sequence[str]:
         return self._named[language].texts
+
+    def condense(self, language: str, text_TD: Tensor) -> Tensor:
+        """The names, then the classes."""
+        named = self._named[language]
+        return torch.cat([text_TD[: named.num_names], classifier(named, text_TD)])
 
     def _scored(self, language: str) -> tuple[IntArray, IntArray]:
         """The images whose class has a name in the language: their index in `keys`, and the position of their class."""
@@ -156,12 +75,12 @@ class TaskFolder(Task):
         index = np.flatnonzero(classes[position] == self.label_N)
         return index, position[index]
 
-    def score(self, language: str, image_ND: Tensor, text_TD: Tensor) -> list[Score]:
+    def score(self, language: str, image_ND: Tensor, text_CD: Tensor) -> list[Score]:
         named, (index, label) = self._named[language], self._scored(language)
         image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
-        ranks = metrics.classification_ranks(image_ND, classifier(named, text_TD), torch.from_numpy(label).to(image_ND.device))
+        name_TD, class_CD = text_CD[: named.num_names], text_CD[named.num_names :]
+        ranks = metrics.classification_ranks(image_ND, class_CD, torch.from_numpy(label).to(image_ND.device))
         scores = [Score("classification", f"top{k}", metrics.share_within(ranks, k), len(index), len(named.classes)) for k in (1, 5)]
-        name_TD = text_TD[: named.num_names]
         pairs = torch.from_numpy(matching_pairs(label, named.name_pairs)).to(image_ND.device)
         has_image = torch.zeros(len(name_TD), dtype=torch.bool, device=image_ND.device).index_fill_(0, pairs[:, 1], True)
         to_image = metrics.positive_ranks(name_TD, image_ND, pairs.flip(1))[has_image]
@@ -172,40 +91,14 @@ class TaskFolder(Task):
             ]
         return scores
 
-    def predictions(self, language: str, image_ND: Tensor, text_TD: Tensor, num_names: int) -> pa.Table:
+    def predictions(self, language: str, image_ND: Tensor, text_CD: Tensor, num_names: int) -> pa.Table:
         """Answers of the zero-shot classifier; a class answers with the first of its synonyms, `score` is the cosine."""
         named, (index, label) = self._named[language], self._scored(language)
         image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
-        score_NK, order_NK = metrics.top_classes(image_ND, classifier(named, text_TD), num_names)
-        position, num_ranks = order_NK.cpu().numpy().reshape(-1), order_NK.shape[1]
-        columns = {
-            "task": [self.name] * len(position),
-            "language": [language] * len(position),
-            "key": pa.array(self.keys).take(pa.array(index.repeat(num_ranks))),
-            "rank": np.tile(np.arange(num_ranks), len(index)),
-            "class": named.classes[position],
-            "name": pa.array(named.first_names).take(pa.array(position)),
-            "score": score_NK.float().cpu().numpy().reshape(-1),
-            "correct": position == label.repeat(num_ranks),
-        }
-        return pa.table(
-            {name: pa.array(column).cast(PREDICTIONS_SCHEMA.field(name).type) for name, column in columns.items()}, PREDICTIONS_SCHEMA
-        )
-
-
-def classifier(named: NamedClasses, text_TD: Tensor) -> Tensor:
-    """The zero-shot classifier (C, D) of one language; rows in the order of `named.classes`."""
-    text, position = torch.from_numpy(named.prompt_pairs).to(text_TD.device).unbind(1)
-    return metrics.class_embeddings(text_TD[text], position, len(named.classes))
-
-
-def matching_pairs(label_N: IntArray, name_pairs: IntArray) -> IntArray:
-    """All (image, text) that share a class, from the class of each image and (text, class) rows."""
-    by_class = name_pairs[np.argsort(name_pairs[:, 1], kind="stable")]
-    first, last = np.searchsorted(by_class[:, 1], label_N, "left"), np.searchsorted(by_class[:, 1], label_N, "right")
-    image = np.repeat(np.arange(len(label_N)), last - first)
-    within = np.arange(len(image)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
-    return np.stack([image, by_class[np.repeat(first, last - first) + within, 0]], axis=1)
+        score_NK, order_NK = metrics.top_classes(image_ND, text_CD[named.num_names :], num_names)
+        order = order_NK.cpu().numpy()
+        keys = [self.image_set.keys[i] for i in index]
+        return predictions_table(self.name, language, keys, named.classes, named.first_names, order, score_NK, order == label[:, None])
 
 
 def named_classes(names: pa.Table, language: str, prompts: Sequence[str]) -> NamedClasses:
