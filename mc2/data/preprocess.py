@@ -9,10 +9,12 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -83,10 +85,19 @@ class ImagePreprocess:
         return image
 
     def decode(self, data: bytes) -> Tensor:
-        """The decoded image for training: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop."""
+        """The decoded image for training: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop.
+
+        The pixels are PIL's: what libjpeg-turbo reads without a complaint it reads faster by itself, and PIL decides about all the rest.
+        """
+        with suppress(ValueError):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if width * height <= self.max_pixels:
+                shrink = self._shrink(width, height)
+                least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=shrink))
         image = self.open(data)
-        shrink = max(1.0, self._shortest_crop(image.width, image.height) / self.image_size)
-        image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        shrink = self._shrink(image.width, image.height)
+        image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
         return torch.from_numpy(np.array(_rgb(_decoded(image))))
 
     def train(self, image: bytes | Tensor, seed: int) -> Tensor:
@@ -119,10 +130,12 @@ class ImagePreprocess:
         x, y = picture.width / width, picture.height / height
         return _tensor(_rgb(picture).resize(size, Image.Resampling.BICUBIC, box=(left * x, top * y, right * x, bottom * y)))
 
-    def _shortest_crop(self, width: int, height: int) -> float:
-        """Lower bound of both edges of a random crop."""
-        area = self.scale[0] * width * height
-        return min(width, height, math.sqrt(area * self.ratio[0]), math.sqrt(area / self.ratio[1]))
+    def _shrink(self, width: int, height: int) -> int:
+        """The largest divisor 1, 2, 4, 8 of both edges with which no random crop must be enlarged."""
+        for shrink in (8, 4, 2):
+            if shortest_crop(-(-width // shrink), -(-height // shrink), self.scale[0], self.ratio) >= self.image_size:
+                return shrink
+        return 1
 
 
 def shortest_edge(width: int, height: int, size: int) -> tuple[int, int]:
@@ -146,10 +159,25 @@ def random_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left, top = int(next(uniforms) * (width - crop_width + 1)), int(next(uniforms) * (height - crop_height + 1))
             return left, top, left + crop_width, top + crop_height
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    crop_width, crop_height = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    crop_width, crop_height = _largest_crop(width, height, ratio)
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
+
+
+def _largest_crop(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    return min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+
+
+def shortest_crop(width: int, height: int, least_scale: float, ratio: tuple[float, float]) -> float:
+    """Lower bound of both edges of `random_crop`.
+
+    The area and the ratio bound each edge, and so do the area and the other edge, which ends at the image; half a pixel is lost to rounding.
+    """
+    area = least_scale * width * height
+    crop_width = max(math.sqrt(area * ratio[0]), area / (height + 0.5)) - 0.5
+    crop_height = max(math.sqrt(area / ratio[1]), area / (width + 0.5)) - 0.5
+    return min(crop_width, crop_height, *_largest_crop(width, height, ratio))
 
 
 def _uniforms(seed: int) -> Iterator[float]:

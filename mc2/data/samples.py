@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mc2 import storage
 from mc2.curation.balance import FloatArray, draw_caption
@@ -108,7 +108,7 @@ def nothing_usable(reasons: Counter[str]) -> ValueError:
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> PairBatch:
-    """The batch of B samples."""
+    """The batch of B samples; a worker puts the images into shared memory at once."""
     tokens = tokenizer([sample.text for sample in samples])
-    images = torch.stack([sample.image for sample in samples])
+    images: Tensor = default_collate([sample.image for sample in samples])
     return PairBatch(images, tokens, [sample.language for sample in samples], [sample.key for sample in samples])

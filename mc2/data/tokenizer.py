@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 import torch
 from torch import Tensor
@@ -45,9 +46,15 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each caption without bos, eos and truncation."""
+        return [self._ids(row) for row in self._pieces(texts)]
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        rows: list[list[int]] = self.pieces.encode([self.form.clean(text) for text in texts], num_threads=1)  # workers have a core each
+        return rows
+
+    def _ids(self, pieces: Sequence[int]) -> list[int]:
         offset, unknown = self.form.offset, self.pieces.unk_id()
-        rows = self.pieces.encode([self.form.clean(text) for text in texts])
-        return [[self.unk_id if piece == unknown else piece + offset for piece in row] for row in rows]
+        return [self.unk_id if piece == unknown else piece + offset for piece in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids; special ids are left out."""
@@ -63,9 +70,11 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """int32 (B, L)."""
         keep = self.context_length - self.num_special
-        rows = [[*self.form.bos, *row[:keep], self.eos_id] for row in self.encode(texts)]
-        longest = max(map(len, rows), default=0)
-        return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows], dtype=torch.int32).view(len(rows), longest)
+        rows = [[*self.form.bos, *self._ids(row[:keep]), self.eos_id] for row in self._pieces(texts)]
+        tokens_BL = np.full((len(rows), max(map(len, rows), default=0)), self.pad_id, dtype=np.int32)
+        for tokens_L, row in zip(tokens_BL, rows, strict=True):
+            tokens_L[: len(row)] = row
+        return torch.from_numpy(tokens_BL)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.model` and `tokenizer.json`; `Tokenizer(folder, context_length)` reads them back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -41,6 +42,28 @@ def test_evaluation_equals_open_clip(mode: str, width: int, height: int, resize_
     assert pixels.shape == (3, 224, 224)
     normalised = (pixels / 255 - torch.tensor(ours.mean)[:, None, None]) / torch.tensor(ours.std)[:, None, None]
     torch.testing.assert_close(normalised, theirs, rtol=0, atol=1e-6)
+
+
+def exif_rotated() -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to look at it
+    picture("RGB", 120, 70).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def sixteen_bits() -> bytes:
+    grey = np.random.default_rng(0).integers(0, 2**16, (70, 120), dtype=np.uint16)
+    return encoded(Image.fromarray(grey), "PNG")
+
+
+@pytest.mark.parametrize("resize_mode", ["crop", "squash"])
+@pytest.mark.parametrize("make", [exif_rotated, sixteen_bits])
+def test_evaluation_of_a_file_equals_open_clip(make: Callable[[], bytes], resize_mode: str) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    squash = resize_mode == "squash"
+    theirs = open_clip.image_transform(64, is_train=False, resize_mode="squash" if squash else "shortest", mean=(0, 0, 0), std=(1, 1, 1))
+    ours = ImagePreprocess(image_size=64, mode="squash" if squash else "crop").evaluate(make())
+    torch.testing.assert_close(ours / 255, theirs(Image.open(io.BytesIO(make()))), rtol=0, atol=1e-6)
 
 
 def test_a_strip_is_not_resized_as_a_whole() -> None:
@@ -99,6 +122,70 @@ def test_crops_are_distributed_as_in_torchvision(width: int, height: int) -> Non
     tolerance = 5 * np.maximum(theirs.std(0), ours.std(0)) * math.sqrt(2 / 2000) + 1e-9
     assert (np.abs(theirs.mean(0) - ours.mean(0)) <= tolerance).all()
     np.testing.assert_allclose(theirs.std(0), ours.std(0), rtol=0.1, atol=1e-9)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("image_size", "size", "shrink"), [(224, (512, 512), 2), (240, (512, 512), 1), (48, (251, 203), 2), (8, (251, 203), 8)]
+)
+def test_a_decoded_jpeg_has_the_pixels_of_pil(image_size: int, size: tuple[int, int], shrink: int, mode: str, subsampling: int) -> None:
+    file = io.BytesIO()
+    landscape(*size).convert(mode).save(file, "JPEG", quality=85, subsampling=subsampling)
+    image = Image.open(file)
+    image.draft(None, (size[0] // shrink, size[1] // shrink))
+    pixels = ImagePreprocess(image_size=image_size).decode(file.getvalue())
+    assert torch.equal(pixels, torch.from_numpy(np.array(image.convert("RGB"))))
+    assert len(pixels) == -(-size[1] // shrink)
+
+
+def landscape(width: int, height: int) -> Image.Image:
+    """Smooth and rough parts, as a photograph has."""
+    rng = np.random.default_rng(width)
+    layers = [
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC), float
+        )
+        for n in (4, 16, 64)
+    ]
+    return Image.fromarray(np.clip(0.6 * layers[0] + 0.3 * layers[1] + 0.1 * layers[2], 0, 255).astype(np.uint8))
+
+
+def test_a_jpeg_decoded_at_half_its_size_is_nearly_what_the_whole_gives() -> None:
+    preprocess, data = ImagePreprocess(), encoded(landscape(512, 512), "JPEG")
+    for seed in range(5):
+        left, top, right, bottom = random_crop(256, 256, preprocess.scale, preprocess.ratio, iter(splitmix(seed)))
+        box = (2 * left, 2 * top, 2 * right, 2 * bottom)
+        whole = Image.open(io.BytesIO(data)).resize((224, 224), Image.Resampling.BICUBIC, box=box)
+        difference = preprocess.train(data, seed).int() - functional.pil_to_tensor(whole).int()
+        assert difference.abs().float().mean() < 1
+        assert difference.abs().max() < 12
+
+
+def test_no_crop_is_enlarged_because_the_jpeg_was_decoded_small() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        size, (width, height) = int(rng.integers(8, 65)), rng.integers(16, 700, 2).tolist()
+        scale, ratio = sorted(rng.uniform(0.05, 1, 2).tolist()), sorted(np.exp(rng.uniform(-1.5, 1.5, 2)).tolist())
+        preprocess = ImagePreprocess(image_size=size, scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1]))
+        pixels = preprocess.decode(jpeg(1, width, height))
+        assert max(width, height) / max(pixels.shape) <= 8
+        for draw in range(20):
+            box = random_crop(pixels.shape[1], pixels.shape[0], preprocess.scale, preprocess.ratio, iter(splitmix(draw)))
+            assert pixels.shape[:2] == (height, width) or min(box[2] - box[0], box[3] - box[1]) >= size
+
+
+@pytest.mark.parametrize("place", [180, 300, 620, 660])
+def test_pil_decides_about_a_jpeg_with_a_defect(place: int) -> None:
+    data = bytearray(jpeg(3, 64, 64))
+    data[place : place + 4] = b"\xff\xd3\x00\x17"
+    try:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+    except OSError:
+        with pytest.raises(BrokenImage, match="image: "):
+            ImagePreprocess().decode(bytes(data))
+    else:
+        assert torch.equal(ImagePreprocess().decode(bytes(data)), torch.from_numpy(np.array(image)))
 
 
 def test_a_jpeg_is_decoded_at_the_scale_that_is_needed() -> None:
