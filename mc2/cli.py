@@ -10,7 +10,7 @@ import sys
 # subcommand -> (module with `main(argv) -> int`, one line of help)
 SUBCOMMANDS = {
     "quickstart": ("mc2.quickstart.run", "the whole flow on real data in minutes; ends with a report to look at"),
-    "metadata": ("mc2.metadata.commands", "build | show: entry lists per language"),
+    "metadata": ("mc2.metadata.commands", "build | join | show: entry lists per language"),
     "curate": (
         "mc2.curation.commands",
         "match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards",

@@ -25,7 +25,8 @@ FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 # "paper": English gets its threshold back from p like every other language. "published_code": English keeps the threshold that p was computed from.
-EnglishRule = Literal["paper", "published_code"]
+# "one_threshold": the ablation (RECIPE 3) in which all languages get English's.
+EnglishRule = Literal["paper", "published_code", "one_threshold"]
 
 PUBLISHED_THRESHOLD = 170_000  # of English, at 2.5 billion pairs
 
@@ -207,6 +208,10 @@ def english_threshold_in_force(english_threshold: int | None, english_rule: Engl
                 'tail share as all languages do, except under the English rule "published_code"'
             )
         return None
+    if share is not None and english_rule == "one_threshold":
+        raise ValueError(
+            f'balance: found the tail share {share}, but under the English rule "one_threshold" nothing depends on it; leave it out'
+        )
     if english_threshold is not None and english_threshold < 1:
         raise ValueError(f"balance: found an English threshold of {english_threshold}, need at least 1")
     return PUBLISHED_THRESHOLD if english_threshold is None else english_threshold
@@ -220,12 +225,17 @@ def balance_languages(
 ) -> Balance:
     """Thresholds and probabilities of all languages from their counts.
 
-    The tail share p is that of English at `english_threshold`, unless `share` gives it. Errors: ValueError if p can be had neither way; see also
+    The tail share p is that of English at `english_threshold`, unless `share` gives it; under "one_threshold" that of all matches. Errors: ValueError if p can be had neither way; see also
     `english_threshold_in_force`.
     """
     english_threshold = english_threshold_in_force(english_threshold, english_rule, share)
     if share is not None and not 0 <= share <= 1:
         raise ValueError(f"balance: found a tail share of {share}, need a number between 0 and 1 (published runs come out near 0.06)")
+    fixed: dict[str, int] = {}
+    if english_rule == "one_threshold":
+        assert english_threshold is not None
+        fixed = dict.fromkeys(counts, english_threshold)
+        share = tail_share(np.concatenate([np.zeros(0, np.int64), *counts.values()]), english_threshold)
     if share is None:
         if "en" not in counts or not counts["en"].any():
             raise ValueError(
@@ -233,7 +243,8 @@ def balance_languages(
             )
         assert english_threshold is not None  # p is not given, so it is in force
         share = tail_share(counts["en"], english_threshold)
-    fixed = {"en": english_threshold} if english_rule == "published_code" and english_threshold is not None else {}
+    if english_rule == "published_code" and english_threshold is not None:
+        fixed = {"en": english_threshold}
     languages = {}
     for code, count in sorted(counts.items()):
         threshold = fixed[code] if code in fixed else head_threshold(count, share)

@@ -114,6 +114,7 @@ def balance(
         english_threshold: Captions an English entry needs to belong to the head. Published and the default: 170,000 for a pool of 2.5 billion pairs; 20,000
             for 400 million. A small pool needs a small one: the tail should hold 5 to 10 % of the matches.
         english_rule: "paper": English gets its threshold from the tail share as all languages do. "published_code": English keeps `english_threshold`.
+            "one_threshold": so do all languages, as in the published ablation.
         tail_share: Share of the matches that belongs to the tail, for pools without English; by default that of English at `english_threshold`. With the
             rule "paper" only one of the two can be given.
         seed: Keys the draws that are counted beside what is expected; nothing else depends on it.
@@ -273,7 +274,7 @@ def run(
         metadata: Folder of `mc2 metadata build`.
         out: Folder to write; the same line again goes on where it stopped.
         english_threshold: Captions an English entry needs to belong to the head (published and the default: 170,000); small for a small pool.
-        english_rule: "paper" or "published_code", see `mc2 curate balance --help`.
+        english_rule: "paper", "published_code" or "one_threshold", see `mc2 curate balance --help`.
         tail_share: Share of the matches that belongs to the tail, for pools without English.
         balanced: "online" or "offline", see `mc2 curate pack --help`.
         language: How the language of a caption is found.

@@ -41,6 +41,7 @@ class LanguageSettings:
         hint_gain: A language that the page declares, or that is spoken in the site's country, is so many times as likely. 1 ignores hints.
         cascade: "lingua": captions with a score below `cascade_below` are also judged by lingua, more exact and some hundred times slower.
         cascade_below: See `cascade`.
+        assume: Every caption counts as this language and the settings above do nothing: for a pool in one language.
     """
 
     model: Path | None = None
@@ -50,6 +51,7 @@ class LanguageSettings:
     hint_gain: float = 10.0
     cascade: Literal["none", "lingua"] = "none"
     cascade_below: float = 0.9
+    assume: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("min_score", "cascade_below"):

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.language_id import BEST, LanguageIdentifier, LanguageSettings
+from mc2.curation.language_id import BEST, LanguageSettings
 from mc2.curation.language_id import DROPS as LANGUAGE_DROPS
 from mc2.curation.match import Matcher, MatchRule, load_matcher
+from mc2.curation.one_language import open_identifier
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.engines.engine import Engine
@@ -53,7 +54,7 @@ class CaptionMatcher:
 
     def __init__(self, metadata: Metadata, cache: Path, settings: MatchSettings) -> None:
         self.metadata, self.cache, self.settings = metadata, cache, settings
-        self.identifier = LanguageIdentifier(metadata.sha256, settings.language)
+        self.identifier = open_identifier(metadata.sha256, settings.language)
         self._matchers: dict[str, Matcher] = {}
 
     def __call__(self, pairs: Sequence[Pair]) -> pa.Table:
@@ -238,7 +239,7 @@ def run_match(
     with storage.Stage(out, "match", inputs) as stage:
         if not stage.done:
             pool_has_images(shards, columns)  # checks the columns
-            identifier = LanguageIdentifier(opened.sha256, settings.language)  # a wrong setting is one error
+            identifier = open_identifier(opened.sha256, settings.language)  # a wrong setting is one error
             engine.map("automata", BuildAutomaton(opened.folder, out / ".automata", settings.rule), identifier.candidates)
             drops = engine.map("match", MatchShard(opened.folder, opened.fingerprint, out, settings, columns), shards)
             stage.finish({"shards": len(shards), "drops": sum_drops(drops)})

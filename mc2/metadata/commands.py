@@ -1,4 +1,4 @@
-"""`mc2 metadata build | show`."""
+"""`mc2 metadata build | join | show`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,20 @@ def build(
         print(f"skipped Wikipedias whose language the language identification does not know: {', '.join(skipped)}")
 
 
+def join(folder: Path, out: Path, language: str = "mul") -> None:
+    """The entries of all languages as one list, for the ablation without languages: `mc2 curate run --language.assume mul`.
+
+    Args:
+        folder: Folder of `mc2 metadata build`.
+        out: Folder to write.
+        language: The code that the list gets.
+    """
+    from mc2.metadata.join import join_languages
+
+    metadata = join_languages(folder, out, language)
+    print(f"{out}: {sum(metadata.num_entries.values()):,} entries under {language!r}, fingerprint {metadata.fingerprint}")
+
+
 def show(folder: Path, language: str | None = None, number: int = 20) -> None:
     """What is in a metadata folder: the languages with their sources, or entries of one language.
 
@@ -114,7 +128,6 @@ def main(argv: list[str]) -> int:
     """Run `mc2 metadata ...`; argv begins with "metadata"."""
     from jsonargparse import auto_cli
 
-    auto_cli(
-        {"build": build, "show": show}, args=argv[1:], prog="mc2 metadata", as_positional=False, description="Entry lists per language."
-    )
+    components = {"build": build, "join": join, "show": show}
+    auto_cli(components, args=argv[1:], prog="mc2 metadata", as_positional=False, description="Entry lists per language.")
     return 0

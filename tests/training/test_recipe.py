@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from mc2.data.tokenizer import Tokenizer
 from mc2.training.commands import main
 from mc2.training.recipe import Schedule
 from tests.data.shards import small_tokenizer, write_folder
-from tests.training.tiny import TinyData
+from tests.training.test_initial_weights import model_folder
+from tests.training.tiny import TOWERS, TinyData
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -24,7 +27,42 @@ SCHEDULES = {
     "vit_h14_non_english.yaml": Schedule(1.3, 256),
     "vit_l14_worldwide.yaml": Schedule(2.3, 128),
     "vit_b32_mt5.yaml": Schedule(1.0, 32),
+    "vit_b32_mt5_english.yaml": Schedule(1.0, 32),
+    "vit_b32_mt5_english_metadata.yaml": Schedule(1.0, 32),
+    "vit_b32_mt5_one_set.yaml": Schedule(1.0, 32),
+    "vit_b32_mt5_one_threshold.yaml": Schedule(1.0, 32),
+    "vit_b32_xlm_r.yaml": Schedule(1.0, 32),
+    "vit_b32_xlm_v.yaml": Schedule(1.0, 32),
+    "vit_l14_english.yaml": Schedule(1.0, 128),
+    "vit_l14_distilled.yaml": Schedule(2.3, 128),
 }
+SEEN = {"trainer.max_steps", "data.init_args.batch_size", "data.init_args.steps_per_epoch"}  # the number of pairs that a run sees
+GPUS = {"trainer.num_nodes"}
+SIZE = {"model.init_args.towers"}
+CURATED = {"data.init_args.shards", "data.init_args.balance"}
+DIFFERENCES = {  # what an experiment changes of its parent, the file before it in its own command; nothing else may differ but the folder of the run
+    "vit_h14_worldwide_13b.yaml": SEEN | GPUS,
+    "vit_h14_english.yaml": SEEN | GPUS | {"data.init_args.languages"},
+    "vit_h14_non_english.yaml": SEEN | GPUS | {"data.init_args.without_languages"},
+    "vit_l14_worldwide.yaml": GPUS | SIZE | {"data.init_args.batch_size"},  # on each GPU: all of them see as many pairs
+    "vit_l14_english.yaml": SEEN | {"data.init_args.languages"},
+    "vit_l14_distilled.yaml": {"model.init_args.teacher"},
+    "vit_b32_mt5.yaml": SEEN
+    | GPUS
+    | SIZE
+    | {f"model.init_args.optimizer.{name}" for name in ("learning_rate", "beta2", "weight_decay")}
+    | {"data.init_args.tokenizer"},
+    "vit_b32_mt5_english.yaml": {"data.init_args.languages"},
+    "vit_b32_mt5_english_metadata.yaml": CURATED,
+    "vit_b32_mt5_one_set.yaml": CURATED,
+    "vit_b32_mt5_one_threshold.yaml": CURATED,
+    "vit_b32_xlm_r.yaml": {"data.init_args.tokenizer"},
+    "vit_b32_xlm_v.yaml": {"data.init_args.tokenizer"},
+}
+GIVEN_BY_THE_TEST = CURATED | {"data.init_args.tokenizer"}
+TRAINED = [
+    name for name in SCHEDULES if name not in DIFFERENCES or not DIFFERENCES[name] <= GIVEN_BY_THE_TEST
+]  # the others: as their parent
 
 
 def chain(name: str) -> list[Path]:
@@ -74,14 +112,40 @@ def test_yamls_follow_the_schedule(name: str) -> None:
     assert trainer["default_root_dir"] == f"runs/{name.removesuffix('.yaml')}"
 
 
-MODELS = {"vit_l14_worldwide.yaml": "ViT-L-14", "vit_b32_mt5.yaml": "ViT-B-32-mT5"}  # the others: ViT-H-14-quickgelu
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """The leaves by their dotted keys."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {name: leaf for part, inner in value.items() for name, leaf in flat(inner, f"{key}.{part}" if key else part).items()}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_child_differs_from_its_parent_in_what_it_ablates(name: str) -> None:
+    child, parent = flat(merged(chain(name))), flat(merged(chain(name)[:-1]))
+    different = {key for key in child if key not in parent or child[key] != parent[key]} - {"trainer.default_root_dir"}
+    assert parent.keys() <= child.keys()
+    for key in different:
+        assert any(key == allowed or key.startswith(f"{allowed}.") for allowed in DIFFERENCES[name]), key
+    for allowed in DIFFERENCES[name]:  # and it does differ in each of them
+        assert any(key == allowed or key.startswith(f"{allowed}.") for key in different), allowed
+    written = {
+        key for key in flat(yaml.safe_load((EXPERIMENTS / name).read_text())) if not key.endswith("class_path") and ".towers." not in key
+    }
+    assert written - {"trainer.default_root_dir"} <= different  # nothing is said twice, but towers are said whole
+
+
+def test_all_but_the_reference_run_have_a_parent() -> None:
+    assert set(SCHEDULES) - set(DIFFERENCES) == {"vit_h14_worldwide.yaml"}
+
+
+MODELS = {"vit_h14": "ViT-H-14-quickgelu", "vit_l14": "ViT-L-14", "vit_b32": "ViT-B-32-mT5"}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_towers_are_those_of_the_name(name: str) -> None:
     """A file says them itself: without an overlay, training would begin with the default's."""
     towers = merged(chain(name))["model"]["init_args"]["towers"]
-    named = merged([EXPERIMENTS / f"models/{MODELS.get(name, 'ViT-H-14-quickgelu')}.yaml"])
+    named = merged([EXPERIMENTS / f"models/{MODELS[name[:7]]}.yaml"])
     need = named["model"]["init_args"]["towers"]
     assert {**towers, "text": {"activation": "gelu", **need["text"]}} == {**need, "text": towers["text"]}
     assert merged(chain(name))["data"]["init_args"]["preprocess"] == named["data"]["init_args"]["preprocess"]
@@ -107,7 +171,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"shards": str(write_folder(folder / "shards", [20, 20])), "tokenizer": str(small_tokenizer(folder / "tokenizer"))}
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_recipe_trains_for_two_steps(name: str, pool: dict[str, str], tmp_path: Path) -> None:
     argv = ["fit"]
     for path in [*chain(name), *OVERLAYS]:
@@ -115,11 +179,16 @@ def test_every_recipe_trains_for_two_steps(name: str, pool: dict[str, str], tmp_
     for key, value in pool.items():
         argv += [f"--data.init_args.{key}", value]
     run = tmp_path / "run"
+    if "distilled" in name:
+        tokenizer = Tokenizer(pool["tokenizer"])
+        text = replace(TOWERS.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, context_length=77)
+        argv += ["--model.init_args.teacher.folder", str(model_folder(tmp_path / "teacher", replace(TOWERS, text=text)))]
+        tokenizer.save(tmp_path / "teacher")
     argv += ["--data.init_args.balance", "null", "--trainer.default_root_dir", str(run), "--trainer.enable_progress_bar", "false"]
     assert main([*argv, "--trainer.enable_model_summary", "false"]) == 0
     assert (run / "checkpoints/last.ckpt").exists()
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["data"]["init_args"]["languages"] == (["en"] if "vit_h14_english" in name else None)
+    assert saved["data"]["init_args"]["languages"] == (["en"] if name.endswith("_english.yaml") and "non" not in name else None)
     assert saved["data"]["init_args"]["without_languages"] == (["en"] if "non_english" in name else None)
 
 
