@@ -6,6 +6,7 @@ prefetched.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,8 @@ class BatchStream(IterableDataset[Delivery | str]):
         self.plan, self.share, self.maker, self.tokenizer, self.reader = plan, share, maker, tokenizer, reader
 
     def __iter__(self) -> Iterator[Delivery | str]:
+        if get_worker_info() is not None:
+            leave_signals_to_the_parent()
         try:
             yield from self._deliveries()
         except ValueError as error:  # DataLoader would wrap it into the worker's trace
@@ -108,6 +111,12 @@ class BatchStream(IterableDataset[Delivery | str]):
             for stream in own:
                 streams[stream].drops.clear()
             yield Delivery(collate(samples, self.tokenizer), {stream: streams[stream].position for stream in own}, dict(drops))
+
+
+def leave_signals_to_the_parent() -> None:
+    """In a worker: SLURM and a terminal signal all processes of a run, and the rank that reads from this one needs it until its last step is made."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(delivery: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from time import monotonic
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 from mc2.training.checkpoint_files import METADATA, check_parts, reason, snapshot, write_file, write_parts
 from mc2.training.parallel import FSDP2Strategy
@@ -35,7 +37,12 @@ def checkpoint_folder(run: str | Path) -> Path:
 def checkpoints_by_step(folder: Path) -> list[Path]:
     """All checkpoints of a folder, oldest first. Temporary names do not match."""
     found = {path: STEP.fullmatch(path.name) for path in folder.iterdir()} if folder.is_dir() else {}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.stem.removeprefix("step=")))
+    return sorted((path for path, match in found.items() if match), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint by its name."""
+    return int(path.stem.removeprefix("step="))
 
 
 def remove(path: Path) -> None:
@@ -51,7 +58,7 @@ def remove(path: Path) -> None:
 
 
 def put_in_place(temporary: Path, final: Path, keep: int) -> None:
-    """Give a whole checkpoint its name, point `last.ckpt` to it, and remove all but the `keep` newest."""
+    """Give a whole checkpoint its name, point `last.ckpt` to it, and remove the older ones but for the `keep` - 1 newest of them."""
     remove(final)
     os.replace(temporary, final)
     link = final.with_name(f".{LAST}.tmp")
@@ -59,7 +66,8 @@ def put_in_place(temporary: Path, final: Path, keep: int) -> None:
     link.symlink_to(final.name)
     os.replace(link, final.with_name(LAST))
     sync_folder(final.parent)
-    for old in checkpoints_by_step(final.parent)[:-keep]:
+    older = [path for path in checkpoints_by_step(final.parent) if step_of(path) < step_of(final)]
+    for old in older[: max(0, len(older) - keep + 1)]:
         remove(old)
 
 
@@ -175,17 +183,36 @@ def saves_parts(trainer: Trainer) -> bool:
 
 
 def find_checkpoint(ckpt_path: str, run: str | Path) -> Path | None:
-    """The checkpoint that `--ckpt_path` means: a path, or "last" for the newest of the run folder, None if there is none yet.
+    """The checkpoint that `--ckpt_path` means: a path, or "last" for the newest whole one of the run folder (the one that last.ckpt names, or else by step), None if
+    there is none yet. Warns of newer ones that are cut short.
 
-    Errors: ValueError if the path is not there.
+    Errors: ValueError if the path is not there, or if of several checkpoints none is whole.
     """
-    if ckpt_path == "last":
-        return next(reversed(checkpoints_by_step(checkpoint_folder(run))), None)
-    if not Path(ckpt_path).exists():
-        raise ValueError(
-            f'--ckpt_path: found nothing at {ckpt_path}, need a checkpoint, such as {checkpoint_folder(run)}/{LAST}, or "last"'
-        )
-    return Path(ckpt_path)
+    if ckpt_path != "last":
+        if not Path(ckpt_path).exists():
+            raise ValueError(
+                f'--ckpt_path: found nothing at {ckpt_path}, need a checkpoint, such as {checkpoint_folder(run)}/{LAST}, or "last"'
+            )
+        return Path(ckpt_path)
+    found = checkpoints_by_step(checkpoint_folder(run))[::-1]
+    newest = (checkpoint_folder(run) / LAST).resolve()
+    for path in sorted(found, key=lambda path: path.resolve() != newest):  # stable: the others stay in their order
+        try:
+            check_whole(path)
+        except ValueError as error:
+            rank_zero_only(print)(f"warning: {error}; --ckpt_path last does so", file=sys.stderr)
+        else:
+            return path
+    if found:
+        raise ValueError(f"{checkpoint_folder(run)}: found {len(found)} checkpoints and none of them whole; take them away to begin anew")
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Errors: ValueError for a checkpoint that is cut short."""
+    read_values(path)
+    if path.is_dir():
+        check_parts(path)
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -6,12 +6,14 @@ A run lives in `trainer.default_root_dir`: config.yaml (replays fit, validate, t
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -30,6 +32,7 @@ from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.parallel import FSDP2Strategy
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
+from mc2.training.slurm import add_environment, check_nodes
 from mc2.training.telemetry import Telemetry
 
 # Lightning's own defaults train for 1000 epochs, count validation inside epochs, and keep tensors of inference mode that training cannot touch (NCCL).
@@ -79,10 +82,12 @@ class Commands(LightningCLI):
         run = self._get(self.config_init, "trainer")["default_root_dir"]
         if self._get(self.config_init, "trainer")["logger"] in (None, True):
             kwargs["logger"] = TensorBoardLogger(save_dir=run, name="", version="")
+        kwargs["plugins"] = add_environment(self._get(self.config_init, "trainer")["plugins"], os.environ)
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Settle which checkpoint is meant, and refuse what cannot work, before anything is started."""
+        check_nodes(self.trainer, os.environ)
         settings, run = self.config_init[self.subcommand], self.trainer.default_root_dir
         path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
         if path is None and self.subcommand != "fit":
@@ -108,6 +113,8 @@ class Commands(LightningCLI):
                 self.model.init_from = None  # the checkpoint has every weight; the folder need not be there any more
             elif self.model.init_from is not None:
                 check_beginning(self.model.init_from, self.model, self.datamodule)
+        if settings["ckpt_path"] is not None and self.subcommand == "fit":
+            rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")
         settings["ckpt_path"] = None if path is None else str(path)
         settings["weights_only"] = True
 
@@ -190,6 +197,7 @@ def main(argv: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)  # Lightning 2.6 on torch 2.15
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # locked towers are meant to be
+            warnings.filterwarnings("ignore", "The `srun` command is available")  # slurm.py says when it is needed
             commands = command_line(argv)
     except ArgumentError as error:
         cure = (
@@ -208,9 +216,11 @@ def main(argv: list[str]) -> int:
 
 
 def stop_status(trainer: Trainer) -> int:
-    """How the run ended. Errors: KeyboardInterrupt if Ctrl-C ended it."""
+    """How the run ended; ranks that were stopped leave together. Errors: KeyboardInterrupt if Ctrl-C ended it."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector, declared nowhere
     received = max((callback.received for callback in callbacks if isinstance(callback, Preemption)), default=0)
+    if received and dist.is_initialized():
+        dist.barrier()  # srun ends all ranks when the first leaves with a status: the logs of each are whole by now
     if received == signal.SIGINT:
         raise KeyboardInterrupt
     return 128 + received if received else 0

@@ -1,6 +1,7 @@
 """Stopping between two steps: the signal handler only sets a flag, all ranks agree after the step, the checkpoint is written, the run ends.
 
-Lightning's own handlers save or broadcast inside the handler and hang when ranks get the signal a few milliseconds apart (LIGHTNING-issue 20806).
+Lightning's own handlers save or broadcast inside the handler, which hangs when ranks get the signal a few milliseconds apart (its issue 20806), and ask all ranks for
+signals before every step, for which the device waits; both are taken out.
 """
 
 from __future__ import annotations
@@ -14,36 +15,58 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mc2.training.guards import HostCopy
+
+# Weakest first: where several came, on one rank or on different ones, the last of them says how the run ends.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+ORDER = (0, *SIGNALS)
 
 
 class Preemption(Callback):
     """Ends training after the current step on Ctrl-C, SIGTERM or SIGUSR1 on any rank; `Checkpoints`, which runs after it, saves that step.
 
-    A second Ctrl-C interrupts at once and leaves the checkpoint before. `received` is the signal's number, 0 for none.
+    A signal before the first step ends the run without a step. Any number of them during the save does no harm, but a Ctrl-C after another signal interrupts
+    at once and leaves the checkpoint before. On a GPU ranks agree one step later, so that the device never waits. `received`: the signal's number, 0 for none.
     """
 
     def __init__(self) -> None:
         self.received = 0
         self._previous: dict[signal.Signals, Any] = {}
+        self._asked: HostCopy | None = None  # what came up to the step before, by all ranks
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Install the handlers: here, because Lightning has installed its own by now and the last one counts."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Install the handlers, as early as Lightning lets a callback."""
+        if stage != "fit":
+            return
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if number == signal.SIGINT == self.received:
+        if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = max(self.received, number, key=ORDER.index)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._agree(trainer, self._ask(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """All ranks stop after the same step, or none."""
+        asked, before = self._ask(pl_module), self._asked
+        self._asked = asked if pl_module.device.type == "cuda" else None
+        self._agree(trainer, before if self._asked else asked)
+
+    def _ask(self, pl_module: LightningModule) -> HostCopy:
+        strongest = torch.tensor([ORDER.index(self.received)], device=pl_module.device)
         if dist.is_initialized():
-            flag = torch.tensor(self.received, device=pl_module.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            self.received = int(flag)
-        if self.received:
+            dist.all_reduce(strongest, op=dist.ReduceOp.MAX)
+        return HostCopy(strongest)
+
+    def _agree(self, trainer: Trainer, asked: HostCopy | None) -> None:
+        strongest = ORDER[int(asked.tolist()[0])] if asked is not None else 0
+        if strongest:
+            self.received = max(self.received, strongest, key=ORDER.index)
             trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,19 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+class Seen(Callback):
+    """Appends "step loss keys" of every step of this rank to <run>/seen-<rank>; `pause` seconds a step leave time for a signal in the middle."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.pause = pause
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int) -> None:  # noqa: ARG002
+        line = f"{trainer.global_step} {float(outputs['loss']).hex()} {','.join(batch.keys)}\n"
+        with open(Path(trainer.default_root_dir) / f"seen-{trainer.global_rank}", "a", encoding="utf-8") as file:
+            file.write(line)
+        time.sleep(self.pause)
 
 
 def tiny_trainer(run: str, **settings: Any) -> Trainer:
