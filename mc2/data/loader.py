@@ -137,6 +137,11 @@ class Loader:
         self._iterator: Iterator[Delivery | str] | None = None
         check_layout(batches.plan, batches.share, num_workers)
 
+    @property
+    def plan(self) -> Plan:
+        """The order of the records."""
+        return self._batches.plan
+
     def __len__(self) -> int:
         return self._steps
 

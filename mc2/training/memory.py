@@ -1,11 +1,12 @@
-"""An estimate of the memory of a GPU in a training step, from the shapes of the towers. Checked on the CPU: saved activations, against what autograd keeps
-(tests/training/test_memory.py). What only a GPU shows is not in it: the CUDA context (about 1 GB), the allocator's fragments, NCCL's buffers, torch.compile.
+"""An estimate of the memory of a GPU in a training step, from the shapes of the towers. Checked on the CPU (tests/training/test_memory.py): saved activations against
+what autograd keeps, the peak against what torch's profiler sees in a step. What only a GPU shows is not in it: the CUDA context (about 1 GB), the allocator's fragments, NCCL's buffers, torch.compile.
 
 Bytes; c is 2 with bf16-mixed, 4 with 32-true; W width, M hidden width of the MLP, H heads, L positions, b pairs that a tower works on at a time, B pairs of this rank,
 G pairs of all ranks, D embedding, S ranks that share the weights.
 
     weights, gradients, moments   4 P / S, 4 T / S, 8 T / S for P parameters of which T are trained, all fp32; with a lazy vocabulary no gradients of the table
     average                       4 P / S with a moving average of the weights
+    teacher                       4 P of the teacher, c P more with bf16-mixed, and G (8 D + 4) for its features of all pairs and their gradients
     gathered                      S > 1: two blocks in c, and for their gradients one in c and one in fp32; what of the larger tower is outside blocks, in c.
                                   S = 1: with bf16-mixed autocast's copy of the weights, c P
     token rows                    the rows of B L ids in c, their gradients in fp32 twice (S > 1; at most the table)
@@ -13,8 +14,11 @@ G pairs of all ranks, D embedding, S ranks that share the weights.
                                   (3 for x sigmoid(1.702 x)), log-sum-exp and the statistics of the norms
       checkpointed                b L 4 W, and once the activations of one block; selective: b L (W (4 + 6 c) + c M + 4 H)
       outside blocks              b (L 4 W (two for vision: norm before and behind), c 3 pixels)
-    working memory                b L (2 c M + 8 W): gradients on their way through the widest block
+    working memory                b L 4 c W: gradients on their way through the widest block, and the activations of that block where they are computed again
     loss                          G (2 x 4 D + 4): all captions and their gradients; 2 x 4 tile^2: two buffers of logits
+
+The backward pass frees activations while it makes gradients, so the peak has the larger of the two; with micro-batches, whose gradients add up, it has both. With
+cpu_offload weights, gradients and moments are in the memory of the host, but for those of the token rows.
 """
 
 from __future__ import annotations
@@ -67,7 +71,7 @@ class TowerShape:
     def working_bytes(self, compute: int, checkpoint_every: int = 0) -> int:
         """Of one sequence in addition while it goes through the backward pass: gradients, and one block that is computed again."""
         again = self.block_bytes(compute) if checkpoint_every else 0
-        return self.positions * (2 * compute * self.hidden + 8 * self.width) + again if self.trained else 0
+        return self.positions * 4 * compute * self.width + again if self.trained else 0
 
 
 def count(module: nn.Module) -> int:
@@ -110,7 +114,7 @@ def tower_shapes(towers: TwoTower, tokens: int, locked: frozenset[str] = frozens
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What of a run's configuration decides the memory of a step. `all_pairs` of all ranks; `sharded` by FSDP2, in `replicate` copies."""
+    """What of a run's configuration decides the memory of a step. `all_pairs` of all ranks; `sharded` by FSDP2, in `replicate` copies; `teacher`: its parameters."""
 
     all_pairs: int
     tokens: int
@@ -124,28 +128,63 @@ class StepSettings:
     tile: int = 2048
     lazy_vocabulary: bool = False
     ema: bool = False
+    cpu_offload: bool = False
+    teacher: int = 0
+
+    def shards(self, num_gpus: int) -> float:
+        """GPUs that share the weights."""
+        return num_gpus / self.replicate if self.sharded else 1
+
+
+def state_bytes(
+    shapes: dict[str, TowerShape], step: StepSettings, names: frozenset[str] = frozenset({"blocks", "table"})
+) -> dict[str, float]:
+    """What lives from step to step, of all GPUs together: of the token rows ("table") and of everything else ("blocks")."""
+    parts = {"weights": 0.0, "gradients": 0.0, "moments": 0.0}
+    for shape in shapes.values():
+        for name, number in (("blocks", shape.parameters), ("table", shape.table)):
+            if name in names:
+                parts["weights"] += 4 * number
+                parts["gradients"] += 4 * number * (shape.trained and not (name == "table" and step.lazy_vocabulary))
+                parts["moments"] += 8 * number * shape.trained
+    if step.ema:
+        parts["average"] = parts["weights"]
+    return parts
+
+
+def host_bytes(shapes: dict[str, TowerShape], step: StepSettings, num_gpus: int) -> float:
+    """Memory of the host for one process, with cpu_offload."""
+    return sum(state_bytes(shapes, step, frozenset({"blocks"})).values()) / step.shards(num_gpus) if step.cpu_offload else 0.0
 
 
 def memory_per_gpu(shapes: dict[str, TowerShape], step: StepSettings, num_gpus: int) -> dict[str, float]:
-    """Part -> bytes on each of `num_gpus`, as the head of this file says. The sum is the estimated peak."""
-    compute, shards = 2 if step.mixed else 4, num_gpus / step.replicate if step.sharded else 1
+    """Part -> bytes on each of `num_gpus`, as the head of this file says; `peak_bytes` adds them up."""
+    compute, shards = 2 if step.mixed else 4, step.shards(num_gpus)
     pairs = step.all_pairs / num_gpus
     at_once = pairs / step.micro_batches
     towers = list(shapes.values())
-    parameters = sum(shape.parameters + shape.table for shape in towers)
-    trained = sum(shape.parameters + shape.table for shape in towers if shape.trained)
-    with_gradient = trained - (shapes["text"].table if step.lazy_vocabulary else 0)
-    parts = {"weights": 4 * parameters / shards, "gradients": 4 * with_gradient / shards, "moments": 8 * trained / shards}
-    if step.ema:
-        parts["average"] = parts["weights"]
+    state = state_bytes(shapes, step, frozenset({"table"} if step.cpu_offload else {"blocks", "table"}))
+    parts = {name: number / shards for name, number in state.items()}
+    if step.teacher:
+        parts["teacher"] = (4 + (compute if step.mixed else 0)) * step.teacher + step.all_pairs * (8 * step.embed_dim + 4)
     if shards > 1:
         block, rest = max(shape.block for shape in towers), max(shape.rest for shape in towers)
         ids = min(pairs * step.tokens, shapes["text"].table / shapes["text"].width)
         parts["gathered"] = block * (3 * compute + 4) + rest * compute + ids * shapes["text"].width * (compute + 8)
     else:
-        parts["gathered"] = compute * parameters if step.mixed else 0
+        parts["gathered"] = compute * sum(shape.parameters + shape.table for shape in towers) if step.mixed else 0
     kept = [shape.activation_bytes(compute, step.checkpoint_every, step.selective) for shape in towers]
     parts["activations"] = at_once * (sum(kept) if step.micro_batches == 1 else max(kept))
     parts["working"] = at_once * max(shape.working_bytes(compute, step.checkpoint_every) for shape in towers)
     parts["loss"] = step.all_pairs * (8 * step.embed_dim + 4) + 8 * min(step.tile**2, pairs * step.all_pairs)
     return parts
+
+
+def peak_bytes(parts: dict[str, float], step: StepSettings) -> float:
+    """The estimated peak of a GPU: all parts, but of gradients and activations the larger one, unless micro-batches need both."""
+    return sum(parts.values()) - (min(parts["gradients"], parts["activations"]) if step.micro_batches == 1 else 0)
+
+
+def checkpoint_bytes(shapes: dict[str, TowerShape], step: StepSettings) -> float:
+    """One checkpoint on the disk: weights, moments, the average."""
+    return sum(number for name, number in state_bytes(shapes, step).items() if name != "gradients")

@@ -1,4 +1,4 @@
-"""`mc2 plan`: what a run costs, from the same --config files as `mc2 fit`, before a GPU is taken. Nothing of the model's size is allocated, no data is read."""
+"""`mc2 plan`: what a run costs and needs, from the same --config files as `mc2 fit`, before a GPU is taken. Nothing of the model's size is allocated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,20 @@ from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.blocks import ParallelConfig
 from mc2.training.commands import TRAINER_DEFAULTS, Commands, one_line, quiet_logs
+from mc2.training.findings import print_findings
 from mc2.training.flops import PairFlops, meta_towers
-from mc2.training.memory import StepSettings, TowerShape, memory_per_gpu, tower_shapes
+from mc2.training.initial_weights import read_tower_config
+from mc2.training.memory import (
+    StepSettings,
+    TowerShape,
+    checkpoint_bytes,
+    count,
+    host_bytes,
+    memory_per_gpu,
+    peak_bytes,
+    tower_shapes,
+)
+from mc2.training.preflight import disk_finding, loader_finding, measured_pairs_per_second, sbatch_text, shards_finding
 from mc2.training.ranking import RankingTrainer
 from mc2.training.recipe import ENGLISH_BATCH, ENGLISH_EPOCH, NUM_EPOCHS
 
@@ -71,12 +83,18 @@ class Plan:
     step: StepSettings
     num_steps: int
     locked: frozenset[str] = frozenset()
+    teacher: TwoTowerConfig | None = None
 
     def shapes(self) -> dict[str, TowerShape]:
         return tower_shapes(meta_towers(self.towers), self.step.tokens, self.locked)
 
     def flops(self) -> PairFlops:
         return PairFlops.of(meta_towers(self.towers), self.locked)
+
+    def pair_flops(self) -> float:
+        """A pair's share of a step, with the forward pass of the teacher."""
+        taught = PairFlops.of(meta_towers(self.teacher)).forward(self.step.tokens) if self.teacher else 0.0
+        return self.flops().step(self.step.tokens, self.step.all_pairs) + taught
 
     @property
     def seen_pairs(self) -> int:
@@ -119,6 +137,7 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     strategy = trainer.strategy if isinstance(trainer.strategy, Namespace) else NOTHING()
     parallel = ParallelConfig(**{each.name: model.parallel[each.name] for each in fields(ParallelConfig)})
     loss = (model.loss or NOTHING()).get("init_args") or NOTHING()
+    teacher = None if model.teacher is None else read_tower_config(Path(model.teacher.folder))
     step = StepSettings(
         all_pairs=batch * num_ranks(trainer),
         tokens=sizes["context_length"],
@@ -132,8 +151,10 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
         tile=loss.get("tile", 2048),
         lazy_vocabulary=model.optimizer.vocabulary == "lazy",
         ema=model.ema is not None,
+        cpu_offload=(strategy.get("init_args") or NOTHING()).get("cpu_offload", False),
+        teacher=0 if teacher is None else count(meta_towers(teacher)),
     )
-    return Plan(towers, step, trainer.max_steps, frozenset(model.locked))
+    return Plan(towers, step, trainer.max_steps, frozenset(model.locked), teacher)
 
 
 def summary(plan: Plan) -> Table:
@@ -161,16 +182,18 @@ def memory_table(plan: Plan, gpus: Sequence[int]) -> Table:
     table.add_row("pairs on each", *(f"{plan.step.all_pairs / number:,.4g}" for number in gpus))
     for part in next(iter(columns.values())):
         table.add_row(part, *(f"{columns[number][part] / 1e9:.2f}" for number in gpus))
-    table.add_row("in all", *(f"{sum(columns[number].values()) / 1e9:.2f}" for number in gpus), style="bold")
+    table.add_row("peak", *(f"{peak_bytes(columns[number], plan.step) / 1e9:.2f}" for number in gpus), style="bold")
     for name, every in (("checkpoint_every 0", 0), ("checkpoint_every 1", 1)):  # what the other choice would need
         other = replace(plan.step, checkpoint_every=every, selective=False)
-        table.add_row(f"with {name}", *(f"{sum(memory_per_gpu(shapes, other, number).values()) / 1e9:.2f}" for number in gpus))
+        table.add_row(f"peak with {name}", *(f"{peak_bytes(memory_per_gpu(shapes, other, number), other) / 1e9:.2f}" for number in gpus))
+    if plan.step.cpu_offload:
+        table.add_row("memory of the host", *(f"{host_bytes(shapes, plan.step, number) / 1e9:.2f}" for number in gpus))
     return table
 
 
 def cost_table(plan: Plan, gpus: Sequence[int], mfu: float, peak_tflops: float) -> Table:
     """Seconds of a step, days, GPU-hours at a utilisation."""
-    of_pair = plan.flops().step(plan.step.tokens, plan.step.all_pairs)
+    of_pair = plan.pair_flops()
     pairs_a_second = mfu * peak_tflops * 1e12 / of_pair  # on each GPU
     table = Table(title=f"at {mfu:.0%} of {peak_tflops:g} TFLOP/s, {of_pair / 1e12:.2f} TFLOP a pair", title_justify="left")
     for column in ("GPUs", "pairs/s", "s a step", "days", "GPU-hours"):
@@ -196,7 +219,7 @@ def main(argv: list[str]) -> int:
     """Print the plan. Exit status 0. Errors: ValueError in one line."""
     parser = argparse.ArgumentParser(
         prog="mc2 plan",
-        description="What a run costs: parameters, operations, memory of a GPU, days. Every other option is one of `mc2 fit`: --config FILE, --trainer.max_steps N ...",
+        description="What a run costs and needs: parameters, operations, memory of a GPU, days, shards, loader, disk, the sbatch file. Every other option is one of `mc2 fit`: --config FILE, --trainer.max_steps N ...",
     )
     parser.add_argument(
         "--gpus", help="numbers of GPUs to compare at the same batch, such as 8,64,384; default: those of the configuration"
@@ -204,6 +227,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that the model's operations reach (default 0.4)")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of one GPU in bf16 (default 989: H100)")
     parser.add_argument("--vocab_size", type=int, help="ids of the tokenizer, where its file is not here: 901629 for XLM-V, 250000 for mT5")
+    parser.add_argument("--loader", type=Path, help="file of `mc2 bench loader --json`, to compare with what a rank needs")
+    parser.add_argument("--sbatch", type=Path, help="file to write: the job of this configuration for SLURM")
     own, rest = parser.parse_known_args(argv[1:])
     if not 0 < own.mfu <= 1 or own.peak_tflops <= 0:
         raise ValueError(f"plan: found --mfu {own.mfu} and --peak_tflops {own.peak_tflops}, need a share up to 1 and a speed above 0")
@@ -218,4 +243,28 @@ def main(argv: list[str]) -> int:
     for table in (summary(plan), memory_table(plan, gpus), cost_table(plan, gpus, own.mfu, own.peak_tflops)):
         rich.print(table)
     rich.print("Not in the estimate: CUDA context, fragments of the allocator, NCCL, what torch.compile saves or needs, waiting for data.")
+    ranks = num_ranks(fit.trainer)
+    measured = None if own.loader is None else measured_pairs_per_second(own.loader)
+    print_findings(
+        [
+            shards_finding(fit.data, ranks),
+            loader_finding(measured, own.mfu * own.peak_tflops * 1e12 / plan.pair_flops()),
+            disk_finding(Path(fit.trainer.default_root_dir), checkpoint_bytes(plan.shapes(), plan.step), fit.checkpoints.keep),
+        ]
+    )
+    if own.sbatch is not None:
+        write_sbatch(own.sbatch, fit, rest)
     return 0
+
+
+def write_sbatch(path: Path, fit: Any, arguments: Sequence[str]) -> None:
+    """The job of the configuration. Errors: ValueError if the number of processes of a node is left to the machine."""
+    devices = str(fit.trainer.devices)
+    if not devices.isdigit():
+        raise ValueError(f"--sbatch: found trainer.devices {devices}, need the number of processes of a node; give --trainer.devices N")
+    workers = int((fit.data.get("init_args") or NOTHING()).get("num_workers") or 0)
+    name = Path(fit.trainer.default_root_dir).name
+    text = sbatch_text(arguments, name, int(fit.trainer.num_nodes), int(devices), workers, gpus=fit.trainer.accelerator in ("gpu", "cuda"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    rich.print(f"{path}: submit it with `sbatch {path}`")

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mc2.training.guards import HostCopy
+from mc2.model.ranks import HostCopy
 
 # Weakest first: where several came, on one rank or on different ones, the last of them says how the run ends.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -58,7 +58,7 @@ class Preemption(Callback):
         self._agree(trainer, before if self._asked else asked)
 
     def _ask(self, pl_module: LightningModule) -> HostCopy:
-        strongest = torch.tensor([ORDER.index(self.received)], device=pl_module.device)
+        strongest = torch.full((1,), ORDER.index(self.received), device=pl_module.device)  # filled there: a copy from the host would wait
         if dist.is_initialized():
             dist.all_reduce(strongest, op=dist.ReduceOp.MAX)
         return HostCopy(strongest)

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
 FIRST_SPECIAL_STEP = 4_294_967_000  # SLURM numbers the steps of shells and batch scripts from the end of the range

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 
 from mc2.model import attention
+from mc2.model.loss import ContrastiveLoss
 from mc2.model.text_tower import TextConfig
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
 from mc2.model.vision_tower import VisionConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.flops import meta_towers
-from mc2.training.memory import StepSettings, memory_per_gpu, tower_shapes
+from mc2.training.memory import StepSettings, checkpoint_bytes, host_bytes, memory_per_gpu, peak_bytes, tower_shapes
 from tests.model.test_zoo import towers_of
 
 TOKENS = 20
@@ -97,6 +100,53 @@ def test_checkpointed_blocks_keep_less(every: int, selective: bool, monkeypatch:
         assert found < 0.75 * shape.activation_bytes(4)
 
 
+LARGER = replace(
+    BASE, vision=replace(VISION, width=128, layers=6, heads=2), text=replace(TEXT, vocab_size=2000, width=128, layers=6, heads=2)
+)
+
+
+def measured_peak(config: TwoTowerConfig, step: StepSettings) -> float:
+    """Bytes at the peak of a whole step with AdamW, as torch's profiler sees allocations; weights and moments, which were there before, by their number."""
+    towers = TwoTower(config).train()
+    prepare_blocks(towers, ParallelConfig(checkpoint_every=step.checkpoint_every, selective=step.selective))
+    optimizer, loss = torch.optim.AdamW(towers.parameters(), fused=True), ContrastiveLoss()
+    size, pairs = config.vision.image_size, step.all_pairs
+    image, tokens = torch.zeros(pairs, 3, size, size, dtype=torch.uint8), torch.full((pairs, step.tokens), 2)
+
+    def train() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.mixed):
+            features = towers(image, tokens, step.micro_batches)
+        loss(*features).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train()
+    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    return 12 * sum(weight.numel() for weight in towers.parameters()) + max(accumulate(changes))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        (BASE, {}),
+        (LARGER, {}),
+        (LARGER, {"all_pairs": 8}),  # gradients are as large as activations
+        (LARGER, {"checkpoint_every": 1}),
+        (LARGER, {"micro_batches": 4}),
+    ],
+)
+def test_the_peak_is_what_the_profiler_sees(
+    config: TwoTowerConfig, more: dict[str, int], mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "attend", as_on_a_gpu)
+    step = replace(StepSettings(all_pairs=64, tokens=TOKENS, embed_dim=32, mixed=mixed, sharded=False), **more)  # type: ignore[arg-type]
+    parts = memory_per_gpu(tower_shapes(meta_towers(config), TOKENS), step, 1)
+    assert peak_bytes(parts, step) == pytest.approx(measured_peak(config, step), rel=0.15)
+
+
 def test_weights_and_moments_of_vit_h14_by_hand() -> None:
     """1.8588 G parameters: 16 bytes each with AdamW in fp32, shared by the GPUs; what is locked has no gradient and no moments."""
     towers = meta_towers(towers_of("ViT-H-14-quickgelu", 901_629))
@@ -121,6 +171,26 @@ def test_a_lazy_vocabulary_and_an_average_by_hand() -> None:
     lazy = memory_per_gpu(shapes, replace(step, lazy_vocabulary=True), 8)
     assert plain["gradients"] - lazy["gradients"] == 901_629 * 1024 * 4 / 8
     assert memory_per_gpu(shapes, replace(step, ema=True), 8) == {**plain, "average": plain["weights"]}
+
+
+def test_a_teacher_offload_and_the_disk_by_hand() -> None:
+    """ViT-H/14 has 1,858,783,745 parameters, 923,268,096 of them rows of tokens."""
+    shapes = tower_shapes(meta_towers(towers_of("ViT-H-14-quickgelu", 901_629)), 77)
+    rows, others = 923_268_096, 1_858_783_745 - 923_268_096 - 1  # the logit scale is nowhere counted
+    step = StepSettings(all_pairs=1024, tokens=77, embed_dim=1024, mixed=True)
+    plain = memory_per_gpu(shapes, step, 8)
+    offloaded = replace(step, cpu_offload=True)
+    assert host_bytes(shapes, offloaded, 8) == 16 * others / 8
+    assert host_bytes(shapes, step, 8) == 0
+    parts = memory_per_gpu(shapes, offloaded, 8)
+    assert parts["weights"] + parts["gradients"] + parts["moments"] == 16 * rows / 8
+    assert parts["gathered"] == plain["gathered"]
+    taught = memory_per_gpu(shapes, replace(step, teacher=1000), 8)
+    assert taught == {**plain, "teacher": 6 * 1000 + 1024 * (8 * 1024 + 4)}
+    assert checkpoint_bytes(shapes, step) == 12 * (rows + others)
+    assert checkpoint_bytes(shapes, replace(step, ema=True)) == 16 * (rows + others)
+    locked = tower_shapes(meta_towers(towers_of("ViT-H-14-quickgelu", 901_629)), 77, frozenset({"text"}))
+    assert checkpoint_bytes(locked, step) == 12 * 632_076_800 + 4 * (rows + others - 632_076_800)
 
 
 def test_micro_batches_bound_activations_by_one_part_of_one_tower() -> None:

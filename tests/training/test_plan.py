@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mc2.model.two_tower import TwoTower
 from mc2.training.flops import PairFlops, meta_towers
 from mc2.training.plan import fit_settings, main, plan_of
-from tests.data.shards import small_tokenizer
+from mc2.training.preflight import disk_finding
+from tests.data.shards import small_tokenizer, write_folder
 from tests.model.test_zoo import towers_of
 from tests.training.test_recipe import SCHEDULES, chain
 
@@ -59,6 +67,73 @@ def test_settings_of_the_command_line_count(tmp_path: Path) -> None:
     assert (plan.step.micro_batches, plan.step.sharded) == (4, False)
     assert (plan.step.lazy_vocabulary, plan.step.ema) == (True, False)
     assert plan.towers.text.vocab_size < 1000
+
+
+def planned(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data module itself says whether every worker of every rank has a shard."""
+    shards, tokenizer = write_folder(tmp_path / "shards", [1] * 16), small_tokenizer(tmp_path / "tokenizer")
+    recipe = [*arguments("vit_h14_english.yaml"), "--trainer.default_root_dir", str(tmp_path / "run")]
+    assert "is not here" not in planned([*recipe, "--vocab_size", "9"], capsys)
+    recipe += ["--data.init_args.tokenizer", str(tokenizer), "--data.init_args.shards", str(shards), "--data.init_args.balance", "null"]
+    with pytest.raises(ValueError, match=r"found 16 shards for 2048 streams .*need at least as many shards; use at most 16 ranks"):
+        main(["plan", *recipe])
+    recipe += ["--trainer.num_nodes", "1", "--trainer.devices", "4", "--data.init_args.num_workers", "2"]
+    shown = planned(recipe, capsys)
+    assert "ok   data: 16 shards, 2.0 for each of 2 workers of 4 ranks\n" in shown
+    need = 0.4 * 989e12 / plan_of(fit_settings(recipe), None).pair_flops()
+    assert f"warn loader: each rank needs {need:,.0f} pairs/s; measure with `mc2 bench loader --json FILE` on a node" in shown
+    figures = tmp_path / "loader.json"
+    for measured, words in ((2 * need, "ok   loader: each"), (need / 3, "3.0 x too few, the GPU waits; raise data.num_workers")):
+        figures.write_text(json.dumps({"pairs_per_second": measured}))
+        assert words in planned([*recipe, "--loader", str(figures)], capsys)
+    figures.write_text("{}")
+    with pytest.raises(ValueError, match=r"--loader: found no pairs_per_second in .*loader.json, need a file of `mc2 bench loader"):
+        main(["plan", *recipe, "--loader", str(figures)])
+
+
+def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert disk_finding(tmp_path / "not/yet", free / 4, 2).level == "ok"
+    found = disk_finding(tmp_path / "not/yet", free / 2, 2)
+    assert (found.level, f"are free at {tmp_path}; make room" in found.text) == ("warn", True)
+
+
+def test_the_job_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "jobs/h14.sbatch"
+    recipe = arguments("vit_h14_worldwide.yaml")
+    planned([*recipe, "--vocab_size", "9", "--sbatch", str(path), "--trainer.precision", "32-true"], capsys)
+    text = path.read_text()
+    assert text.splitlines()[0] == "#!/bin/bash"
+    header = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", text, flags=re.MULTILINE))
+    wanted = {
+        "job-name": "vit_h14_worldwide",
+        "nodes": "48",
+        "ntasks-per-node": "8",
+        "gpus-per-node": "8",
+        "cpus-per-task": "9",
+        "signal": "USR1@300",
+    }
+    assert wanted.items() <= header.items()
+    assert f'{shlex.join(recipe)} --trainer.precision 32-true "$@" --trainer.default_root_dir "$run" --ckpt_path last' in text
+    subprocess.run(["bash", "-n", path], check=True)
+    with pytest.raises(ValueError, match=r"--sbatch: found trainer.devices auto, need the number of processes of a node"):
+        main(["plan", *recipe, "--vocab_size", "9", "--sbatch", str(path), "--trainer.devices", "auto"])
+
+
+def test_a_teacher_and_offload_are_counted(tmp_path: Path) -> None:
+    towers = replace(towers_of("ViT-B-32", 1000), text=replace(towers_of("ViT-B-32", 1000).text, eos_id=2))
+    (tmp_path / "config.json").write_text(json.dumps({"format": "mc2", "towers": towers.to_json()}))
+    recipe = [*arguments("vit_h14_english.yaml"), "--trainer.strategy.init_args.cpu_offload", "true"]
+    plain = plan_of(fit_settings(recipe), 1000)
+    taught = plan_of(fit_settings([*recipe, "--model.init_args.teacher.folder", str(tmp_path)]), 1000)
+    assert (plain.step.cpu_offload, plain.step.teacher) == (True, 0)
+    assert taught.step.teacher == sum(weight.numel() for weight in TwoTower(towers).parameters())
+    assert taught.pair_flops() - plain.pair_flops() == PairFlops.of(meta_towers(towers)).forward(77)
 
 
 def test_what_cannot_be_planned_is_one_line() -> None:

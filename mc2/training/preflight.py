@@ -1,0 +1,91 @@
+"""What else a run needs than a GPU's memory: enough shards for every rank and worker, a loader that keeps up, room for checkpoints, and its sbatch file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule
+
+from mc2 import storage
+from mc2.data.datamodule import ShardDataModule
+from mc2.training.findings import Finding
+
+GB = 1e9
+
+
+def shards_finding(data: Any, num_ranks: int) -> Finding:
+    """How the shards are dealt out. Errors: ValueError of the data module where a rank or worker would go without, for which the others would wait."""
+    settings = data.get("init_args") or Namespace()
+    missing = [str(settings.get(name)) for name in ("shards", "tokenizer") if not Path(str(settings.get(name))).exists()]
+    if missing:
+        return Finding(
+            "warn", "data", f"{' and '.join(missing)} not here, so shards per rank and worker are not checked; plan again where they are"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=LightningDataModule)
+    module = parser.instantiate_classes(Namespace(data=data)).data
+    if not isinstance(module, ShardDataModule):
+        return Finding("warn", "data", f"{type(module).__name__} does not say how it is dealt out to {num_ranks} ranks")
+    plan = module.loader(0, num_ranks).plan
+    workers = max(1, module.num_workers)
+    number = len(plan.folder.names)
+    return Finding(
+        "ok", "data", f"{number:,} shards, {number / num_ranks / workers:,.1f} for each of {workers} workers of {num_ranks} ranks"
+    )
+
+
+def measured_pairs_per_second(path: Path) -> float:
+    """Of `mc2 bench loader --json`. Errors: ValueError if the file is something else."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        return float(figures["pairs_per_second"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--loader: found no pairs_per_second in {path}, need a file of `mc2 bench loader --json FILE`") from error
+
+
+def loader_finding(measured: float | None, need: float) -> Finding:
+    """`need`: pairs a second of one rank at the planned utilisation."""
+    wanted = f"each rank needs {need:,.0f} pairs/s"
+    if measured is None:
+        return Finding("warn", "loader", f"{wanted}; measure with `mc2 bench loader --json FILE` on a node and give --loader FILE")
+    if measured < need:
+        return Finding(
+            "warn",
+            "loader",
+            f"{wanted}, {measured:,.0f} were measured: {need / measured:.1f} x too few, the GPU waits; raise data.num_workers",
+        )
+    return Finding("ok", "loader", f"{wanted}, {measured:,.0f} were measured")
+
+
+def disk_finding(run: Path, checkpoint: float, keep: int) -> Finding:
+    """Room for `keep` checkpoints and the one that is being written."""
+    need = (keep + 1) * checkpoint
+    here = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(here).free
+    text = f"{keep} checkpoints of {checkpoint / GB:,.2f} GB and one that is being written: {need / GB:,.2f} GB, {free / GB:,.1f} GB are free at {here}"
+    return (
+        Finding("ok", "disk", text)
+        if free > need
+        else Finding("warn", "disk", f"{text}; make room, lower checkpoints.keep or choose another folder")
+    )
+
+
+def sbatch_text(arguments: Sequence[str], name: str, num_nodes: int, devices: int, num_workers: int, gpus: bool) -> str:
+    """experiments/slurm/train.sbatch for one configuration: its numbers of nodes and tasks, CPUs for each task and its workers, and the arguments of `mc2 fit`."""
+    text = (storage.experiments() / "slurm/train.sbatch").read_text(encoding="utf-8")
+    header = {"job-name": name, "nodes": num_nodes, "ntasks-per-node": devices, "cpus-per-task": num_workers + 1}
+    for option, value in header.items():
+        text, found = re.subn(rf"^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text, flags=re.MULTILINE)
+        assert found == 1, option
+    if gpus:
+        text = text.replace("#SBATCH --time", f"#SBATCH --gpus-per-node={devices}\n#SBATCH --time", 1)
+    assert text.count('"$@"') == 1
+    head = f"#!/bin/bash\n# Written by `mc2 plan --sbatch` from experiments/slurm/train.sbatch: submit with `sbatch` from {Path.cwd()}.\n"
+    return head + text[text.index("#SBATCH") :].replace('"$@"', f'{shlex.join(arguments)} "$@"')
