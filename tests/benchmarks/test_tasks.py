@@ -206,3 +206,36 @@ def test_nothing_is_written_for_a_task_that_does_not_fit_together(tmp_path: Path
     with pytest.raises(ValueError, match="task 'toy': image key 'a' occurs 2 times"):
         write_task_folder(tmp_path / "toy", "toy", [("a", square(0), 0)] * 2, [("de", 0, "Ding")])
     assert not (tmp_path / "toy").exists()
+
+
+def test_scores_carry_the_outcome_of_each_sample(tmp_path: Path) -> None:
+    task = toy_task(tmp_path / "toy")
+    torch.manual_seed(0)
+    for score in task.score("ja", torch.randn(23, DIM), task.condense("ja", torch.randn(len(task.texts("ja")), DIM))):
+        assert score.outcomes is not None
+        assert score.clusters is not None
+        assert len(score.outcomes) == len(score.clusters) == score.num_samples
+        assert score.outcomes.mean() == pytest.approx(score.value)
+
+
+def test_a_sample_scores_a_fixed_part_of_the_images(tmp_path: Path) -> None:
+    """The same images whatever is asked for beside them, the same candidates, and a name that says it."""
+    task = toy_task(tmp_path / "toy")
+    part = task.sample(9)
+    keys = list(part.image_set.keys)
+    assert len(keys) == 9
+    assert keys == [key for key in task.image_set.keys if key in keys]
+    assert set(keys) < set(task.sample(15).image_set.keys)
+    place = [list(task.image_set.keys).index(key) for key in keys]
+    whole = list(task.image_set.read(0, 23))
+    assert list(part.image_set.read(0, 9)) == [whole[i] for i in place]
+    assert list(part.image_set.read(4, 6)) == [whole[i] for i in place[4:6]]
+    image, text = torch.randn(23, DIM), torch.randn(len(task.texts("de")), DIM)
+    found = {score.metric: score for score in part.score("de", image[place], part.condense("de", text))}
+    assert (found["top1"].protocol, found["top1"].num_samples, found["top1"].num_candidates) == ("classification-9-of-23-images", 9, 5)
+    full = next(score for score in task.score("de", image, task.condense("de", text)) if score.metric == "top1")
+    assert full.outcomes is not None
+    assert full.outcomes[place].tolist() == pytest.approx(found["top1"].outcomes)
+    assert task.sample(99).score("de", image, task.condense("de", text))[0].protocol == "classification"
+    with pytest.raises(ValueError, match="a part of 1 images has none of language 'ja'; raise num_images"):
+        toy_task(tmp_path / "few", num_classes=3).sample(1)

@@ -5,6 +5,7 @@ Shapes: N images, T texts of one language, C rows that are kept of them, D embed
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
@@ -21,7 +22,7 @@ from mc2.benchmarks import metrics
 from mc2.benchmarks.results import Score
 from mc2.benchmarks.tasks.image_sets import ParquetImages
 from mc2.benchmarks.tasks.named_classes import IntArray, NamedClasses, classifier, matching_pairs
-from mc2.benchmarks.tasks.task import Task, predictions_table
+from mc2.benchmarks.tasks.task import ImagePart, Task, predictions_table, sample_suffix, sampled, share_score
 
 IMAGES_SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary()), ("class", pa.int32())])
 NAMES_SCHEMA = pa.schema([("language", pa.string()), ("class", pa.int32()), ("name", pa.string())])
@@ -58,7 +59,17 @@ class TaskFolder(Task):
             groups,
         )
         self.label_N: IntArray = labels["class"].to_numpy().astype(np.int64)
+        self._suffix = ""
         self._named = {language: named_classes(names, language, prompts.get(language, ["{}"])) for language in self.languages}
+
+    def sample(self, num_images: int) -> TaskFolder:
+        """Errors: ValueError if a language is left without an image."""
+        part, index = copy.copy(self), sampled(self.image_set.keys, num_images)
+        part._suffix = sample_suffix(len(index), len(self.label_N))
+        part.image_set, part.label_N = ImagePart(self.image_set, index), self.label_N[index]
+        if without := [language for language in self.languages if not len(part._scored(language)[0])]:
+            raise ValueError(f"{self.name}: a part of {num_images} images has none of language {without[0]!r}; raise num_images")
+        return part
 
     def texts(self, language: str) -> Sequence[str]:
         return self._named[language].texts
@@ -80,15 +91,15 @@ class TaskFolder(Task):
         image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
         name_TD, class_CD = text_CD[: named.num_names], text_CD[named.num_names :]
         ranks = metrics.classification_ranks(image_ND, class_CD, torch.from_numpy(label).to(image_ND.device))
-        scores = [Score("classification", f"top{k}", metrics.share_within(ranks, k), len(index), len(named.classes)) for k in (1, 5)]
+        scores = [share_score("classification" + self._suffix, k, f"top{k}", ranks, len(named.classes), clusters=index) for k in (1, 5)]
         pairs = torch.from_numpy(matching_pairs(label, named.name_pairs)).to(image_ND.device)
         has_image = torch.zeros(len(name_TD), dtype=torch.bool, device=image_ND.device).index_fill_(0, pairs[:, 1], True)
         to_image = metrics.positive_ranks(name_TD, image_ND, pairs.flip(1))[has_image]
         to_text = metrics.positive_ranks(image_ND, name_TD, pairs)
-        for direction, ranks, num_candidates in (("t2i", to_image, len(image_ND)), ("i2t", to_text, len(name_TD))):
-            scores += [
-                Score("retrieval", f"{direction}_r{k}", metrics.share_within(ranks, k), len(ranks), num_candidates) for k in (1, 5, 10)
-            ]
+        name_T = np.flatnonzero(has_image.cpu().numpy())
+        for direction, ranks, candidates, clusters in (("t2i", to_image, image_ND, name_T), ("i2t", to_text, name_TD, index)):
+            for k in (1, 5, 10):
+                scores.append(share_score("retrieval" + self._suffix, k, f"{direction}_r{k}", ranks, len(candidates), clusters))
         return scores
 
     def predictions(self, language: str, image_ND: Tensor, text_CD: Tensor, num_names: int) -> pa.Table:
@@ -97,8 +108,10 @@ class TaskFolder(Task):
         image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
         score_NK, order_NK = metrics.top_classes(image_ND, text_CD[named.num_names :], num_names)
         order = order_NK.cpu().numpy()
-        keys = [self.image_set.keys[i] for i in index]
-        return predictions_table(self.name, language, keys, named.classes, named.first_names, order, score_NK, order == label[:, None])
+        keys, truth = [self.image_set.keys[i] for i in index], [named.first_names[i] for i in label]
+        return predictions_table(
+            self.name, language, keys, named.classes, named.first_names, order, score_NK, order == label[:, None], truth
+        )
 
 
 def named_classes(names: pa.Table, language: str, prompts: Sequence[str]) -> NamedClasses:
