@@ -23,7 +23,10 @@ SUBCOMMANDS = {
     "plan": ("mc2.training.plan", "what a run costs before it starts: parameters, FLOPs, memory of a GPU, days"),
     "import": ("mc2.interchange.commands", "model of open_clip, transformers or mini_clip -> model folder that mc2.load reads"),
     "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
-    "bench": ("mc2.bench.commands", "match | automata | language-id | loss | step: speed, memory and accuracy, measured on this machine"),
+    "bench": (
+        "mc2.bench.commands",
+        "match | automata | language-id | loader | loss | step: speed, memory and accuracy, measured on this machine",
+    ),
 }
 
 USAGE = """usage: mc2 [--debug] SUBCOMMAND ...

@@ -29,12 +29,13 @@ MAY_IMPORT = {
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
     "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path
-    "bench": BASE | {"engines", "metadata", "curation", "model", "training", "interchange"},
+    "bench": BASE | {"engines", "metadata", "curation", "data", "model", "training", "interchange"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
     "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},
 }
 TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench"}
 WITH_TORCH = {
+    "mc2.bench.loader_speed",
     "mc2.bench.loss_speed",
     "mc2.bench.step_speed",
 }  # what a torch-free part imports in a function, when its measurement was chosen
@@ -92,6 +93,7 @@ def test_imports_point_one_way(file: Path) -> None:
         ["curate", "--help"],
         ["metadata", "--help"],
         ["bench", "--help"],
+        ["bench", "loader", "--help"],
         ["bench", "loss", "--help"],
         ["bench", "step", "--help"],
     ],

@@ -1,8 +1,9 @@
-"""`mc2 bench match | automata | language-id | loss | step`: measurements, with the baseline beside them."""
+"""`mc2 bench match | automata | language-id | loader | loss | step`: measurements, with the baseline beside them."""
 
 from __future__ import annotations
 
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,10 +172,89 @@ def step(
         storage.write_json(json, {"sample": sample, **figures, **about})
 
 
+def loader(
+    shards: Path | None = None,
+    tokenizer: Path | None = None,
+    pairs: int = 4096,
+    pixels: int = 512,
+    image_bytes: int = 80_000,
+    image_size: int = 224,
+    batch: int = 256,
+    batches: int = 8,
+    repeats: int = 3,
+    workers: tuple[int, ...] = (0, 1, 2),
+    against: Literal["open_clip"] | None = None,
+    gpu: str = "H100",
+    mfu: float = 0.4,
+    json: Path | None = None,
+) -> None:
+    """Samples, tokens and bytes a second of the training loader, time by stage, and how many workers a GPU needs for each model of the zoo.
+
+    Args:
+        shards: Folder of training shards; random pictures and captions in 14 languages if left out.
+        tokenizer: Folder with tokenizer.model; one of 8,000 ids trained on the sample if left out.
+        pairs: Pairs of the sample.
+        pixels: Edge of the pictures of the sample.
+        image_bytes: About the size of their JPEGs.
+        image_size: Edge of the images that the model sees.
+        batch: Pairs of a batch.
+        batches: Batches of a round.
+        repeats: Rounds in turn; the best one counts.
+        workers: Measured with each of these numbers of worker processes; 0: in this one.
+        against: open_clip: its webdataset pipeline beside ours, on the same shards (needs `pip install 'mc2[bench,interchange]'`).
+        gpu: Name of the GPU to feed ("H100", "A100").
+        mfu: Share of its peak speed that training reaches.
+        json: File to write the figures to.
+    """
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+    from mc2.bench.loader_table import print_table
+
+    if not workers or min(workers) < 0 or min(pairs, pixels, image_bytes) < 1:
+        raise ValueError(
+            f"loader: found workers {list(workers)}, pairs {pairs}, pixels {pixels}, image_bytes {image_bytes}; need numbers above 0"
+        )
+    if shards is not None and tokenizer is None:
+        raise ValueError("loader: found --shards without --tokenizer, need both; `mc2 tokenizer train` makes one")
+    from mc2.bench.loader_speed import Setting, appetite, measure
+    from mc2.data.tokenizer import train_tokenizer
+
+    packages = ("mc2", "torch", "pillow", "simplejpeg", *(("open-clip-torch", "webdataset") if against else ()))
+    try:
+        about = circumstances(packages)
+        for module in ("open_clip_train.data", "transformers") if against else ():
+            import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"bench loader: the package {error.name} is not installed; run `pip install 'mc2[bench,interchange]'`") from error
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)  # an error now, not after the measurement
+    with tempfile.TemporaryDirectory(prefix="mc2-bench-") as name:
+        folder = Path(name)
+        if shards is None:
+            from mc2.bench.loader_sample import write_sample
+
+            shards = folder / "shards"
+            captions = write_sample(shards, pairs, max(1, *workers), pixels, image_bytes)
+            if tokenizer is None:
+                tokenizer = folder / "tokenizer"
+                train_tokenizer(captions, tokenizer, vocab_size=8000)
+        assert tokenizer is not None
+        setting = Setting(shards, tokenizer, image_size, batch, batches, repeats)
+        needs = appetite(gpu, mfu, setting.context_length, batch=32_768)
+        figures = measure(setting, list(workers), folder / "open_clip" if against else None)
+    sample: dict[str, Any] = {"pairs": pairs, "pixels": pixels, "image_size": image_size, "batch": batch, "batches": batches}
+    sample |= {"gpu": gpu, "mfu": mfu, "tokens": setting.context_length}
+    per_worker = max(row["samples_per_second"] / max(int(number), 1) for number, row in figures["sides"]["mc2"]["workers"].items())
+    figures |= {"sample": sample, "samples_per_second_of_a_worker": per_worker, "samples_per_second_of_a_gpu": needs, **about}
+    print_table(figures)
+    if json is not None:
+        storage.write_json(json, figures)
+
+
 def main(argv: list[str]) -> int:
     """Run `mc2 bench ...`; argv begins with "bench"."""
     from jsonargparse import auto_cli
 
-    components: Any = {"match": match, "automata": automata, "language-id": language_id, "loss": loss, "step": step}
+    components: Any = {"match": match, "automata": automata, "language-id": language_id, "loader": loader, "loss": loss, "step": step}
     auto_cli(components, args=argv[1:], prog="mc2 bench", as_positional=False, description="Measurements of speed and memory.")
     return 0
