@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mc2.curation.compiled import compiled, compiled_without_nan
+from mc2.curation.compiled import compiled, compiled_without_nan, inlined
 from mc2.curation.fasttext_kernel import exponentials
 from mc2.curation.letters import LATIN, OTHER_SCRIPT
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 _HASH_START, _HASH_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_HALF = np.uint64(32)
 _LEAST = np.float32(1e-6)  # a language that fastText does not list may be a tenth as likely as the least that it does
 _DECADE = np.float32(np.log(10))
+_CENTIBEL = np.float32(np.log(10) / 100)
 # How a language stands to words. One without a list is taken to know each word a tenth as well as the language that knows it best; one that is no candidate
 # as well as that, for its list is not loaded; and so is one without Latin letters, in whose captions Latin words may stand (brands and names).
 LISTED, UNLISTED, NO_CANDIDATE, NO_LATIN = 0, 1, 2, 4
 _NEVER = np.float32(-1e30)
+STAYS, UNKNOWN_LANGUAGE, NO_METADATA = 0, 1, 2  # what `decide` says of a caption
 
 
 @compiled
@@ -65,18 +68,18 @@ def _slot(h: Any, mask: int) -> Any:
 
 
 @compiled
-def hash_slots(hashes: NDArray[np.uint64], firsts: NDArray[np.int32]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Slots of an open-addressing table with the hashes and their firsts."""
+def hash_slots(hashes: NDArray[np.uint64], firsts: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The slots of `WordTable` for words with these hashes and positions of their first numbers."""
     num_slots = 2
     while num_slots < 2 * len(hashes):
         num_slots *= 2
-    keys, values = np.zeros(num_slots, np.uint64), np.zeros(num_slots, np.int32)
+    slots = np.zeros(num_slots, np.uint64)
     for i in range(len(hashes)):
         slot = _slot(hashes[i], num_slots - 1)
-        while keys[slot] != 0:
+        while slots[slot] != 0:
             slot = (slot + 1) & (num_slots - 1)
-        keys[slot], values[slot] = hashes[i], firsts[i]
-    return keys, values
+        slots[slot] = (hashes[i] << _HALF) | np.uint64(firsts[i] + 1)
+    return slots
 
 
 @compiled
@@ -111,9 +114,9 @@ def _words(
 
 
 @compiled
-def _words_count(standing: NDArray[np.int8]) -> NDArray[np.float32]:
+def _words_count(standing: NDArray[np.int8]) -> NDArray[np.int32]:
     """(4 x C) what of the sums in `_weigh_words` counts for a language, by how it stands to words."""
-    counts = np.zeros((4, len(standing)), np.float32)
+    counts = np.zeros((4, len(standing)), np.int32)
     for c in range(len(standing)):
         kind = standing[c]
         counts[0, c] = kind & NO_CANDIDATE > 0 and not kind & UNLISTED
@@ -129,36 +132,39 @@ def _weigh_words(
     hashes: NDArray[np.uint64],
     latin: NDArray[np.bool_],
     standing: NDArray[np.int8],
-    counts: NDArray[np.float32],
+    counts: NDArray[np.int32],
+    centibels: NDArray[np.int32],
     gains: NDArray[np.float32],
 ) -> None:
-    """Sets gains (C) to the nats that the words, given by their hashes, say for each language. counts (4 x C): see `_words_count`."""
-    mask = len(table.hashes) - 1
-    gains[:] = 0
-    best, tenth, latin_best, latin_tenth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    """Sets gains (C) to the nats that the words, given by their hashes, say for each language. counts (4 x C): see `_words_count`; centibels (C): room."""
+    mask = len(table.slots) - 1
+    centibels[:] = 0
+    best, tenth, latin_best, latin_tenth = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
     for word in range(len(hashes)):
         slot = _slot(hashes[word], mask)
-        while table.hashes[slot] != 0 and table.hashes[slot] != hashes[word]:
+        while table.slots[slot] != 0 and (table.slots[slot] ^ (hashes[word] << _HALF)) >> _HALF != 0:
             slot = (slot + 1) & mask
-        if table.hashes[slot] == 0:
+        if table.slots[slot] == 0:
             continue  # in no list
-        at = np.int64(table.firsts[slot])
+        at = np.int64(table.slots[slot] & np.uint64(0xFFFFFFFF)) - 1
+        largest_of_word = np.int32(table.numbers[at] & np.uint32(0xFFFF))
         if latin[word]:
-            latin_best += table.gains[at]
-            latin_tenth += max(table.gains[at] - _DECADE, np.float32(0))
+            latin_best += largest_of_word
+            latin_tenth += max(largest_of_word - np.int32(100), np.int32(0))
         else:
-            best += table.gains[at]
-            tenth += max(table.gains[at] - _DECADE, np.float32(0))
+            best += largest_of_word
+            tenth += max(largest_of_word - np.int32(100), np.int32(0))
         more = True
         while more:
-            column = table.columns[at]
-            more = column >= 0
-            column = column if more else ~column
+            number = np.int64(table.numbers[at])
+            more = number >> 31 == 0
+            column = number >> 16 & 0x7FFF
             if not (latin[word] and standing[column] & NO_LATIN):
-                gains[column] += table.gains[at]
+                centibels[column] += np.int32(number & 0xFFFF)
             at += 1
     for c in range(len(gains)):
-        gains[c] += best * counts[0, c] + tenth * counts[1, c] + latin_best * counts[2, c] + latin_tenth * counts[3, c]
+        total = centibels[c] + best * counts[0, c] + tenth * counts[1, c] + latin_best * counts[2, c] + latin_tenth * counts[3, c]
+        gains[c] = np.float32(total) * _CENTIBEL
 
 
 @compiled
@@ -195,6 +201,21 @@ def largest(values: NDArray[np.float32]) -> Any:
     return best
 
 
+@inlined
+def _sum(values: NDArray[np.float32]) -> Any:
+    """The sum, of every fourth number first: one after the other, each addition would wait for the one before."""
+    first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    whole = len(values) & ~3
+    for c in range(0, whole, 4):
+        first += values[c]
+        second += values[c + 1]
+        third += values[c + 2]
+        fourth += values[c + 3]
+    for c in range(whole, len(values)):
+        first += values[c]
+    return (first + second) + (third + fourth)
+
+
 @compiled
 def weigh(
     letters: Letters,
@@ -216,13 +237,13 @@ def weigh(
     num_columns = probabilities.shape[1]
     classes, gains = np.zeros(256, np.int32), np.empty(num_columns, np.float32)
     has_own, against, powers = np.empty(num_columns, np.float32), np.empty(num_columns, np.float32), np.empty(num_columns, np.int32)
-    counts = _words_count(standing)
+    counts, centibels = _words_count(standing), np.empty(num_columns, np.int32)
     longest = np.diff(offsets).max() if len(probabilities) else 0
     hashes, latin = np.empty(longest // 2 + 1, np.uint64), np.empty(longest // 2 + 1, np.bool_)
     for i in range(len(probabilities)):
         classes[:] = 0
         num_words = _words(letters, text, np.int64(offsets[i]), np.int64(offsets[i + 1]), classes, hashes, latin)
-        _weigh_words(table, hashes[:num_words], latin[:num_words], standing, counts, gains)
+        _weigh_words(table, hashes[:num_words], latin[:num_words], standing, counts, centibels, gains)
         gains += hint_gains[hint_of[i]]
         row = probabilities[i]
         if len(own) > 0:
@@ -232,10 +253,41 @@ def weigh(
             row[c] = row[c] + _LEAST if gains[c] > _NEVER else np.float32(0)
             gains[c] -= best
         exponentials(gains, powers)
-        mass = np.float32(0)
         for c in range(num_columns):
             row[c] *= gains[c]
-            mass += row[c]
+        mass = _sum(row)
         if mass > 0:
+            share = np.float32(1) / mass
             for c in range(num_columns):
-                row[c] /= mass
+                row[c] *= share
+
+
+@compiled
+def decide(
+    posterior: NDArray[np.float32],
+    num_candidates: int,
+    least: Any,
+    language: NDArray[np.int16],
+    score: NDArray[np.float32],
+    drop: NDArray[np.uint8],
+) -> None:
+    """The columns of `language_id.Identified`: the best candidate (the first columns) if it has the least score, else why not, and the best of all languages."""
+    for i in range(len(posterior)):
+        row = posterior[i]
+        best = _argmax(row, num_candidates)
+        if row[best] >= least:
+            language[i], score[i], drop[i] = best, row[best], STAYS
+        else:
+            best = _argmax(row, len(row))
+            language[i], score[i] = best if row[best] > 0 else -1, row[best]
+            drop[i] = UNKNOWN_LANGUAGE if best < num_candidates else NO_METADATA
+
+
+@inlined
+def _argmax(row: NDArray[np.float32], num: int) -> Any:
+    """Position of the largest of the first `num`, the first of equal ones."""
+    best = 0
+    for c in range(1, num):
+        if row[c] > row[best]:
+            best = c
+    return best

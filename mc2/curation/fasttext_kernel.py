@@ -35,8 +35,9 @@ class Room(NamedTuple):
     bytes_4C: NDArray[np.uint32]  # the bytes of each character, as they are hashed
     sizes: NDArray[np.uint32]  # how many it has
     left: NDArray[np.int32]  # characters to the end of its word, itself included
-    inner: NDArray[np.bool_]  # it is neither < nor >
+    inner: NDArray[np.int32]  # 1, or 0 for < and >, which are no n-grams by themselves
     hashes: NDArray[np.uint32]  # of the n-grams that begin with it
+    buckets: NDArray[np.uint32]  # of those n-grams
     words: NDArray[np.uint64]  # hashes of the words
 
 
@@ -48,7 +49,8 @@ def _room(num_bytes: int) -> Room:
         np.zeros((4, num), np.uint32),
         np.zeros(num, np.uint32),
         np.zeros(num, np.int32),
-        np.zeros(num, np.bool_),
+        np.zeros(num, np.int32),
+        np.zeros(num, np.uint32),
         np.zeros(num, np.uint32),
         np.zeros(num, np.uint64),
     )
@@ -86,51 +88,51 @@ def scan_dictionary(data: NDArray[np.uint8], at: int, size: int) -> tuple[NDArra
 
 
 @compiled
-def build_slots(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int32]:
-    """An open-addressing table of the words' numbers: 2^k slots, at most half of them taken, -1 for a free one."""
+def build_slots(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """An open-addressing table of the words: 2^k slots, at most half of them taken, each with hash << 32 | number + 1, or 0 for a free one."""
     num_slots = 2
     while num_slots < 2 * len(starts):
         num_slots *= 2
-    slots = np.full(num_slots, -1, np.int32)
+    slots = np.zeros(num_slots, np.uint64)
     for i in range(len(starts)):
         h = _FNV_START
         for at in range(starts[i], ends[i]):
             h = _hash_byte(h, data[at])
         slot = np.int64(h) & (num_slots - 1)
-        while slots[slot] >= 0:
+        while slots[slot] != 0:
             slot = (slot + 1) & (num_slots - 1)
-        slots[slot] = i
+        slots[slot] = h << np.uint64(32) | np.uint64(i + 1)
     return slots
 
 
-@compiled
+@inlined
 def _find_word(f: Features, h: Any, text: NDArray[np.uint8], start: int, end: int) -> Any:
     """Number of the word or label text[start:end] with hash h, -1 if the dictionary has none."""
-    mask = len(f.slots) - 1
+    mask, found = len(f.slots) - 1, np.int64(-1)
     slot = np.int64(h) & mask
-    while f.slots[slot] >= 0:
-        number = f.slots[slot]
-        first = f.word_starts[number]
-        if f.word_ends[number] - first == end - start:
+    while found < 0 and f.slots[slot] != 0:
+        if f.slots[slot] >> np.uint64(32) == h:
+            number = np.int64(f.slots[slot] & _32_BITS) - 1
+            first, size = f.word_starts[number], end - start
             i = 0
-            while i < end - start and f.word_bytes[first + i] == text[start + i]:
+            while i < size and f.word_bytes[first + i] == text[start + i]:  # stops at the word's end: it has a zero, the text has none
                 i += 1
-            if i == end - start:
-                return np.int64(number)
+            if i == size and f.word_bytes[first + size] == 0:
+                found = number
         slot = (slot + 1) & mask
-    return -1
+    return found
 
 
-@compiled
+@inlined
+def _has_row(f: Features, bucket: Any) -> Any:
+    """1 if the bucket has a row of the input matrix, 0 if pruning left none."""
+    return (f.kept[bucket >> np.uint64(6)] >> (bucket & np.uint64(63))) & np.uint64(1)
+
+
+@inlined
 def _row_of_bucket(f: Features, bucket: Any) -> Any:
-    """Row of the input matrix, -1 if pruning left none."""
-    if len(f.kept) == 0:
-        return f.num_words + np.int64(bucket)
-    bits = f.kept[bucket >> np.uint64(6)]
-    place = bucket & np.uint64(63)
-    if not (bits >> place) & np.uint64(1):
-        return -1
-    x = bits & ((np.uint64(1) << place) - np.uint64(1))  # then: the number of its bits
+    """Row of the input matrix of a bucket that has one."""
+    x = f.kept[bucket >> np.uint64(6)] & ((np.uint64(1) << (bucket & np.uint64(63))) - np.uint64(1))  # then: the number of its bits
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -138,7 +140,7 @@ def _row_of_bucket(f: Features, bucket: Any) -> Any:
     return f.num_words + f.kept_before[bucket >> np.uint64(6)] + np.int64(x)
 
 
-@compiled
+@inlined
 def _starts_with(text: NDArray[np.uint8], start: int, end: int, what: NDArray[np.uint8]) -> bool:
     if end - start < len(what):
         return False
@@ -149,7 +151,7 @@ def _starts_with(text: NDArray[np.uint8], start: int, end: int, what: NDArray[np
 
 
 @inlined
-def _add_character(room: Room, num: int, byte: Any, inner: bool) -> int:
+def _add_character(room: Room, num: int, byte: Any, inner: int) -> int:
     """Puts a character that begins with a byte behind the first `num`; returns their new number."""
     room.bytes_4C[0, num] = byte
     room.sizes[num], room.inner[num] = 1, inner
@@ -162,7 +164,8 @@ def _character_ngrams(f: Features, room: Room, num: int, most_bytes: int, rows: 
 
     All n-grams of one length are hashed together, byte by byte: loops without branches, which a processor does for many characters at a time.
     """
-    hashes, sizes, left, bucket = room.hashes, room.sizes, room.left, np.uint64(f.bucket)
+    hashes, buckets, sizes, left = room.hashes, room.buckets, room.sizes, room.left
+    first = count
     hashes[:num] = np.uint32(_FNV_START)
     for n in range(f.maxn):  # the n-gram that begins with character c gets its character c + n
         for byte in range(most_bytes):
@@ -171,13 +174,24 @@ def _character_ngrams(f: Features, room: Room, num: int, most_bytes: int, rows: 
                 h = np.uint32((hashes[c] ^ values[c + n]) * np.uint32(_FNV_PRIME))
                 hashes[c] = h if np.uint32(byte) < sizes[c + n] else hashes[c]
         if n + 1 >= f.minn:
-            for c in range(num - n):
-                if n < left[c] and (n > 0 or room.inner[c]):
-                    row = _row_of_bucket(f, np.uint64(hashes[c]) % bucket)
-                    if row >= 0:
-                        rows[count] = row
-                        count += 1
+            _remainders(hashes, num - n, f.bucket, buckets)
+            reach = left if n > 0 else room.inner
+            for c in range(num - n):  # each is written; the next one takes the place of one that is no n-gram or has no row
+                rows[count] = buckets[c]
+                count += np.int64(reach[c] > n) & np.int64(_has_row(f, np.uint64(buckets[c])))
+    for i in range(first, count):
+        rows[i] = _row_of_bucket(f, np.uint64(rows[i]))
     return count
+
+
+@inlined
+def _remainders(values: NDArray[np.uint32], num: int, divisor: int, remainders: NDArray[np.uint32]) -> None:
+    """values % divisor, by a product with 1 / divisor: many at a time, where a division is one after the other. The quotient may be one off."""
+    inverse = 1 / np.float64(divisor)
+    for i in range(num):
+        rest = np.int64(values[i]) - np.int64(np.float64(values[i]) * inverse) * divisor
+        rest = rest + divisor if rest < 0 else rest
+        remainders[i] = np.uint32(rest - divisor if rest >= divisor else rest)
 
 
 @compiled
@@ -187,9 +201,9 @@ def _word_ngrams(f: Features, hashes: NDArray[np.uint64], num_words: int, rows: 
         h = hashes[i]
         for j in range(i + 1, min(num_words, i + f.word_ngrams)):
             h = h * _WORD_PRIME + hashes[j]
-            row = _row_of_bucket(f, h % np.uint64(f.bucket))
-            if row >= 0:
-                rows[count] = row
+            bucket = h % np.uint64(f.bucket)
+            if _has_row(f, bucket):
+                rows[count] = _row_of_bucket(f, bucket)
                 count += 1
     return count
 
@@ -204,13 +218,13 @@ def _caption_rows(f: Features, text: NDArray[np.uint8], at: int, end: int, room:
         if at == end:
             break
         start, first, h = at, num_characters, _FNV_START
-        num_characters = _add_character(room, num_characters, _LESS, False)
+        num_characters = _add_character(room, num_characters, _LESS, 0)
         while at < end and not _SEPARATOR[text[at]]:
             value = _signed(text[at])
             h = ((h ^ value) * _FNV_PRIME) & _32_BITS
             last = num_characters - 1
             if (text[at] & 0xC0) != 0x80 or room.sizes[last] == 4:
-                num_characters = _add_character(room, num_characters, np.uint32(value), True)
+                num_characters = _add_character(room, num_characters, np.uint32(value), 1)
             else:
                 room.bytes_4C[room.sizes[last], last] = np.uint32(value)
                 room.sizes[last] += np.uint32(1)
@@ -223,7 +237,7 @@ def _caption_rows(f: Features, text: NDArray[np.uint8], at: int, end: int, room:
         if at - start == len(_END_OF_LINE) and _starts_with(text, start, at, _END_OF_LINE):
             num_characters = first
             break  # fastText reads no further
-        num_characters = _add_character(room, num_characters, _GREATER, False)
+        num_characters = _add_character(room, num_characters, _GREATER, 0)
         for c in range(first, num_characters):
             room.left[c] = num_characters - c
         room.words[num_words] = h | np.uint64(0xFFFFFFFF00000000) if h >> np.uint64(31) else h

@@ -29,17 +29,16 @@ _CENTROIDS = 256  # of one part of a product quantiser
 class Features(NamedTuple):
     """What turns a caption into rows of the input matrix. The words are found by their hash in an open-addressing table."""
 
-    slots: NDArray[np.int32]  # 2^k: number of the word or label, -1 for a free slot
-    word_bytes: NDArray[np.uint8]  # the file's bytes of the dictionary
+    slots: NDArray[np.uint64]  # 2^k: hash << 32 | number + 1 of the word or label, 0 for a free slot
+    word_bytes: NDArray[np.uint8]  # the file's bytes of the dictionary; a zero ends a word
     word_starts: NDArray[np.int64]
-    word_ends: NDArray[np.int64]
     num_words: int
     end_of_line: int  # number of the word "</s>", -1 if there is none
     bucket: int
     minn: int
     maxn: int
     word_ngrams: int
-    kept: NDArray[np.uint64]  # B bits: the bucket has a row; empty if all have
+    kept: NDArray[np.uint64]  # B bits: the bucket has a row
     kept_before: NDArray[np.int32]  # number of such buckets before each 64
 
 
@@ -120,17 +119,17 @@ def _parse(read: _Reader) -> FastTextModel:
     num_rows = num_words + (arguments["bucket"] if num_pruned < 0 else len(pruned))
     if len(input_RD) < num_rows or len(output_OD) < num_labels or (pruned[:, 1] >= len(input_RD) - num_words).any():
         raise struct.error(f"matrices of {len(input_RD):,} and {len(output_OD):,} rows, need {num_rows:,} and {num_labels:,}")
-    kept, kept_before = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+    buckets = np.arange(arguments["bucket"], dtype=np.int32)
     if num_pruned >= 0:
         pruned = pruned[np.argsort(pruned[:, 0])]
-        kept, kept_before = _bits(pruned[:, 0], arguments["bucket"])
+        buckets = pruned[:, 0]
         input_RD = np.concatenate([input_RD[:num_words], input_RD[num_words + pruned[:, 1]]])
     input_RD.setflags(write=False)  # as a mapped one is: numba compiles once more for what can be written
     sizes = (num_words, end_of_line, arguments["bucket"], arguments["minn"], arguments["maxn"], arguments["word_ngrams"])
     tree = _huffman_tree(counts[num_words:]) if arguments["loss"] == _HIERARCHICAL else None
     return FastTextModel(
         tuple(label.removeprefix(LABEL_PREFIX) for label in labels),
-        Features(build_slots(read.data, starts, ends), read.data, starts, ends, *sizes, kept, kept_before),
+        Features(build_slots(read.data, starts, ends), read.data, starts, *sizes, *_bits(buckets, arguments["bucket"])),
         input_RD,
         np.ascontiguousarray(output_OD[: num_labels - 1 if tree else num_labels].T),
         tree,

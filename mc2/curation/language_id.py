@@ -156,11 +156,12 @@ class LanguageIdentifier:
         The candidate with the best score wins, also where a language without metadata is before it. One with a score below the limit is dropped: as
         "unknown_language" if it was the best of all languages, else as "no_metadata", with the language that was.
         """
-        parts = [
-            self._chunk(captions[i : i + _CHUNK], None if hints is None else hints[i : i + _CHUNK])
-            for i in range(0, max(len(captions), 1), _CHUNK)
-        ]
-        return Identified(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        language, score, drop = np.empty(len(captions), np.int16), np.empty(len(captions), np.float32), np.empty(len(captions), np.uint8)
+        room = np.empty((min(_CHUNK, len(captions)), len(self.languages)), np.float32)
+        for first in range(0, len(captions), _CHUNK):
+            rows = slice(first, first + _CHUNK)
+            self._decide(captions[rows], None if hints is None else hints[rows], room, language[rows], score[rows], drop[rows])
+        return Identified(language, score, drop)
 
     def __call__(self, caption: str, hint: str = "") -> tuple[str, float, str | None]:
         """(language, score, reason of a drop or None) of one caption; "" for no language. Some hundred times slower than `identify`."""
@@ -169,27 +170,30 @@ class LanguageIdentifier:
 
     def probabilities(self, captions: pa.StringArray | pa.LargeStringArray, hints: pa.StringArray | None = None) -> NDArray[np.float32]:
         """(N x len(languages)): the posterior of each language before the cascade; a row of zeros where no language is left."""
+        posterior = np.empty((len(captions), len(self.languages)), np.float32)
+        self._weigh(captions, hints, posterior)
+        return posterior
+
+    def _weigh(self, captions: pa.StringArray, hints: pa.StringArray | None, posterior: NDArray[np.float32]) -> None:
+        """Sets `posterior`, see `probabilities`."""
         from mc2.curation.evidence_kernel import weigh
 
         text, offsets = arrow_text(captions)
-        posterior = self._fasttext(text, offsets)
+        self._fasttext(text, offsets, posterior)
         if self.settings.scripts or self.settings.words or (hints is not None and self.settings.hint_gain > 1):
             gains, hint_of = self._hint_gains(hints, len(captions))
             weigh(letters(), self._words, text, offsets, self._own, self._foreign, self._standing, gains, hint_of, posterior)
-        return posterior
 
-    def _fasttext(self, text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _fasttext(self, text: NDArray[np.uint8], offsets: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
         from mc2.curation.fasttext_kernel import hidden_layer, softmax_probabilities, tree_probabilities
 
-        model, count = self.model, len(offsets) - 1
-        hidden = np.empty((count, model.input_RD.shape[1]), np.float32)
-        probabilities = np.empty((count, len(self.languages)), np.float32)
+        model = self.model
+        hidden = np.empty((len(offsets) - 1, model.input_RD.shape[1]), np.float32)
         hidden_layer(model.features, model.input_RD, text, offsets, hidden)
         if model.tree is None:
             softmax_probabilities(hidden, model.output_DO, self._column, probabilities)
         else:
             tree_probabilities(hidden, model.output_DO, model.tree.left, model.tree.right, self._column, probabilities)
-        return probabilities
 
     def _hint_gains(self, hints: pa.StringArray | None, count: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(H x C nats, N rows of it): the first row says nothing."""
@@ -202,22 +206,21 @@ class LanguageIdentifier:
         )
         return gains * np.float32(np.log(self.settings.hint_gain)), np.array(coded.indices.to_numpy())
 
-    def _chunk(
-        self, captions: pa.StringArray, hints: pa.StringArray | None
-    ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.uint8]]:
-        posterior = self.probabilities(captions, hints)
-        rows, num = np.arange(len(captions)), len(self.candidates)
-        best = posterior[:, :num].argmax(axis=1)
+    def _decide(
+        self,
+        captions: pa.StringArray,
+        hints: pa.StringArray | None,
+        room: NDArray[np.float32],
+        language: NDArray[np.int16],
+        score: NDArray[np.float32],
+        drop: NDArray[np.uint8],
+    ) -> None:
+        """Sets the three columns of `Identified` for at most len(room) captions."""
+        from mc2.curation.evidence_kernel import decide
+
+        posterior, num = room[: len(captions)], len(self.candidates)
+        self._weigh(captions, hints, posterior)
         if self._lingua is not None:
-            unsure = np.flatnonzero(posterior[rows, best] < self.settings.cascade_below)
+            unsure = np.flatnonzero(posterior[:, :num].max(axis=1) < self.settings.cascade_below)
             posterior[unsure] = self._lingua.judge(captions.take(pa.array(unsure)).to_pylist(), posterior[unsure])
-            best = posterior[:, :num].argmax(axis=1)
-        score = posterior[rows, best]
-        stays = score >= max(self.settings.min_score, LEAST_SCORE)
-        language, drop = best.astype(np.int16), np.zeros(len(captions), np.uint8)
-        rest = np.flatnonzero(~stays)
-        first = posterior[rest].argmax(axis=1)
-        score[rest] = posterior[rest, first]
-        language[rest] = np.where(score[rest] > 0, first, -1)
-        drop[rest] = np.where(first < num, DROPS.index("unknown_language"), DROPS.index("no_metadata"))
-        return language, score, drop
+        decide(posterior, num, np.float32(max(self.settings.min_score, LEAST_SCORE)), language, score, drop)

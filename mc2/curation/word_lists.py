@@ -1,7 +1,7 @@
 """How often each language uses a word: the lists of wordfreq (42 languages) as one table that the compiled code reads.
 
-A list has the words that are seen at least once in a million. What it says of a word is ln(frequency / floor), with a floor of a tenth of that for words that
-are not in the list, so every number is positive and a missing word says nothing.
+A list has the words that are seen at least once in a million. What it says of a word is frequency / floor in centibels (hundredths of a decade, as wordfreq
+keeps them), with a floor of a tenth of that for words that are not in the list, so every number is positive and a missing word says nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ _NO_TEXT = np.frombuffer(b"\0", np.uint8)  # read-only, as Arrow's buffers are: 
 class WordTable(NamedTuple):
     """Words by the hash of their lower-case letters, in an open-addressing table of 2^k slots, at most half of them taken.
 
-    The numbers of one word lie together, the largest first; the words that are said most come first, so that what is read most lies together too.
+    Few bytes, as every word of every caption is looked up here: a slot has half of the hash (another half says where the search begins) and the position of the
+    word's first number. The numbers of one word lie together, the largest first; the words that are said most come first.
     """
 
-    hashes: NDArray[np.uint64]  # of the slot's word, 0 for a free slot
-    firsts: NDArray[np.int32]  # position of the word's first number
-    columns: NDArray[np.int32]  # the language of each number; its complement for the last of a word
-    gains: NDArray[np.float32]  # nats
+    slots: NDArray[np.uint64]  # hash & 2^32 - 1 above 1 + position; 0 for a free slot
+    numbers: NDArray[np.uint32]  # from the highest bit: 1 for the last of a word; 15 bits of language; 16 bits of centibels
 
 
 def listed_languages() -> dict[str, str]:
@@ -46,28 +45,28 @@ def word_table(codes: Sequence[str | None]) -> WordTable:
 
     listed = [(column, *_words(code)) for column, code in enumerate(codes) if code]
     hashes = np.concatenate([np.zeros(0, np.uint64), *(hash_words(letters(), *buffers) for _, buffers, _ in listed)])
-    columns = np.concatenate([np.zeros(0, np.int32), *(np.full(len(gains), column, np.int32) for column, _, gains in listed)])
-    gains = np.concatenate([np.zeros(0, np.float32), *(gains for _, _, gains in listed)])
+    columns = np.concatenate([np.zeros(0, np.uint32), *(np.full(len(gains), column, np.uint32) for column, _, gains in listed)])
+    gains = np.concatenate([np.zeros(0, np.int64), *(gains for _, _, gains in listed)])
     order = np.lexsort((columns, -gains, hashes))  # by word, its largest number first
-    hashes, columns, gains = hashes[order], columns[order], gains[order]
+    hashes, numbers, gains = hashes[order], (columns << 16 | gains.astype(np.uint32))[order], gains[order]
     firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])) if len(hashes) else np.zeros(0, np.int64)
     sizes = np.diff(np.append(firsts, len(hashes)))
-    columns[firsts + sizes - 1] ^= -1
+    numbers[firsts + sizes - 1] |= np.uint32(1 << 31)
     words = np.lexsort((hashes[firsts], -gains[firsts]))  # most said first
     starts = np.cumsum(sizes[words]) - sizes[words]
     order = np.repeat(firsts[words] - starts, sizes[words]) + np.arange(len(hashes))
-    slot_hashes, slot_firsts = hash_slots(hashes[firsts][words], starts.astype(np.int32))
-    return WordTable(slot_hashes, slot_firsts, columns[order], gains[order])
+    return WordTable(hash_slots(hashes[firsts][words], starts), numbers[order])
 
 
-def _words(code: str) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]:
+def _words(code: str) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.int64]]:
+    """(bytes, offsets) of the words of a list, and the centibels that each of them says."""
     import wordfreq
 
     by_centibel = wordfreq.get_frequency_list(code, "small")
     wordfreq.get_frequency_list.cache_clear()  # megabytes of strings
     words = pa.array([word for group in by_centibel for word in group], pa.string())
-    decades = np.repeat(FLOOR_DECADES - np.arange(len(by_centibel)) / 100, [len(group) for group in by_centibel])
-    return arrow_text(words), np.maximum(decades * np.log(10), 0).astype(np.float32)
+    centibels = np.repeat(100 * FLOOR_DECADES - np.arange(len(by_centibel)), [len(group) for group in by_centibel])
+    return arrow_text(words), np.maximum(centibels, 0)
 
 
 def arrow_text(strings: pa.StringArray | pa.LargeStringArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
