@@ -178,7 +178,7 @@ def _character_ngrams(f: Features, room: Room, num: int, most_bytes: int, rows: 
             reach = left if n > 0 else room.inner
             for c in range(num - n):  # each is written; the next one takes the place of one that is no n-gram or has no row
                 rows[count] = buckets[c]
-                count += np.int64(reach[c] > n) & np.int64(_has_row(f, np.uint64(buckets[c])))
+                count += int(reach[c] > n) & int(_has_row(f, np.uint64(buckets[c])))
     for i in range(first, count):
         rows[i] = _row_of_bucket(f, np.uint64(rows[i]))
     return count

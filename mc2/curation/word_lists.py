@@ -48,7 +48,7 @@ def word_table(codes: Sequence[str | None]) -> WordTable:
     columns = np.concatenate([np.zeros(0, np.uint32), *(np.full(len(gains), column, np.uint32) for column, _, gains in listed)])
     gains = np.concatenate([np.zeros(0, np.int64), *(gains for _, _, gains in listed)])
     order = np.lexsort((columns, -gains, hashes))  # by word, its largest number first
-    hashes, numbers, gains = hashes[order], (columns << 16 | gains.astype(np.uint32))[order], gains[order]
+    hashes, numbers, gains = hashes[order], (columns << np.uint32(16) | gains.astype(np.uint32))[order], gains[order]
     firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])) if len(hashes) else np.zeros(0, np.int64)
     sizes = np.diff(np.append(firsts, len(hashes)))
     numbers[firsts + sizes - 1] |= np.uint32(1 << 31)
