@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     ),
     "tokenizer": ("mc2.interchange.tokenizer_commands", "train | show | trim: SentencePiece pieces, coverage and fertility per language"),
     "fit": ("mc2.training.commands", "train from YAML (LightningCLI)"),
+    "sweep": ("mc2.sweep.commands", "many experiments with several seeds; tables with confidence intervals"),
     "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
     "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),
     "predict": ("mc2.training.commands", "rank given texts for given image files"),

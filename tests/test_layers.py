@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path
     "bench": BASE | {"engines", "metadata", "curation", "data", "model", "training", "interchange"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
-    "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart"},
+    "sweep": {"storage", "benchmarks"},
+    "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart", "sweep"},
 }
-TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench"}
+TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench", "sweep"}
 WITH_TORCH = {
     "mc2.bench.loader_speed",
     "mc2.bench.loss_speed",

@@ -65,9 +65,11 @@ class Draft:
     broken: bool = False
 
 
-def build_pool(out: Path, truth: Path, split: Split, seed: int, dirt: float, progress: Any) -> dict[str, int]:
+def build_pool(
+    out: Path, truth: Path, split: Split, seed: int, dirt: float, progress: Any, english_share: float | None = None, every: int = 1
+) -> dict[str, int]:
     """Write the tars of the pool and `truth`, byte for byte the same for the same arguments. Returns counts for the stage's mark."""
-    drafts = draft_pairs(split, seed, dirt)
+    drafts = draft_pairs(split, seed, dirt, english_share, every)
     names = {drawing.key: drawing for drawing in load_drawings()}
     rendered = {key: render(names[key].svg) for key in progress(sorted({draft.drawing.key for draft in drafts}), "render drawings")}
     shards = [drafts[i : i + PAIRS_PER_SHARD] for i in range(0, len(drafts), PAIRS_PER_SHARD)]
@@ -82,14 +84,16 @@ def build_pool(out: Path, truth: Path, split: Split, seed: int, dirt: float, pro
 # --- captions and dirt --------------------------------------------------------------------------------------------------
 
 
-def draft_pairs(split: Split, seed: int, dirt: float) -> list[Draft]:
-    """All pairs in the order of the tars. `dirt` scales the shares in DIRT; 0 is a clean pool."""
+def draft_pairs(split: Split, seed: int, dirt: float, english_share: float | None = None, every: int = 1) -> list[Draft]:
+    """All pairs in the order of the tars. `dirt` scales the shares in DIRT; 0 is a clean pool. `english_share`: see `names_of`. Only `every` n-th drawing."""
     if not 0 <= dirt <= 10:
         raise ValueError(f"quickstart: found dirt {dirt}, need a factor between 0 (clean) and 10")
+    if english_share is not None and not 0 < english_share < 1:
+        raise ValueError(f"quickstart: found english_share {english_share}, need a share between 0 and 1, without these")
     rng = random.Random(f"{seed}|quickstart/pool")
-    drawings = [drawing for drawing in load_drawings() if drawing.key not in split.held_out_drawings]
+    drawings = [drawing for drawing in load_drawings()[::every] if drawing.key not in split.held_out_drawings]
     shares = {name: share * dirt for name, share in DIRT.items()}
-    drafts = [draft for drawing in drawings for draft in clean_drafts(drawing, split, rng)]
+    drafts = [draft for drawing in drawings for draft in clean_drafts(drawing, split, rng, english_share)]
     alike = {kind: [drawing for drawing in drawings if drawing.kind == kind] for kind in get_args(Kind)}
     drafts = [
         replace(
@@ -104,11 +108,21 @@ def draft_pairs(split: Split, seed: int, dirt: float) -> list[Draft]:
     return [replace(draft, key=f"{number:09d}") for number, draft in enumerate(drafts)]
 
 
-def clean_drafts(drawing: Drawing, split: Split, rng: random.Random) -> Iterator[Draft]:
-    """The names of a drawing, dealt to as many images as they fill."""
+def names_of(drawing: Drawing, split: Split, english_share: float | None) -> list[TrueCaption]:
+    """The names of a drawing, one of each language that is not left out; English so often that it makes `english_share` of them, as it does of the web."""
     names = [TrueCaption(name, code) for code, name in sorted(drawing.names.items()) if code not in split.held_out_languages]
+    if english_share is None:
+        return names
+    others = [name for name in names if name.language != "en"]
+    copies = max(1, round(len(others) * english_share / (1 - english_share)))
+    return others + [name for name in names if name.language == "en"] * copies
+
+
+def clean_drafts(drawing: Drawing, split: Split, rng: random.Random, english_share: float | None) -> Iterator[Draft]:
+    """The names of a drawing, dealt to as many images as they fill."""
+    names = names_of(drawing, split, english_share)
     rng.shuffle(names)
-    images = max(IMAGES_PER_DRAWING, -(-len(names) // CAPTIONS_PER_IMAGE))
+    images = min(len(names), max(IMAGES_PER_DRAWING, -(-len(names) // CAPTIONS_PER_IMAGE)))
     for i in range(images):
         yield Draft("", drawing, tuple(names[i::images]), paper=rng.choice(PAPERS))
 

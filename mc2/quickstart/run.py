@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mc2 import storage
 
@@ -24,6 +24,8 @@ HELD_OUT_VARIANTS = 450
 HELD_OUT_LANGUAGES = 0.25
 QUERIES = ("a red heart", "ein Fuchs", "キツネ", "un coche azul", "собака", "قطة", "水果", "Flagge von Brasilien")
 SECONDS_TO_SAVE = 120.0
+StageName = Literal["pool", "metadata", "match", "balance", "pack", "tokenizer", "benchmarks", "fit", "report"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 PAIRS_PER_SHARD = 1000  # of training: about a dozen shards, enough for a few workers
 
 
@@ -39,9 +41,21 @@ class Quickstart:
     steps: int = 600
     workers: int | None = None
     queries: Sequence[str] = QUERIES
-    stages: tuple[str, ...] = field(
-        init=False, default=("pool", "metadata", "match", "balance", "pack", "tokenizer", "benchmarks", "fit", "report")
-    )
+    english_share: float | None = None
+    held_out_languages: float = HELD_OUT_LANGUAGES
+    every: int = 1
+    until: StageName = "report"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.every <= 100:
+            raise ValueError(f"quickstart: found every {self.every}, need 1 (all drawings) to 100")
+        if not 0 <= self.held_out_languages <= 1:
+            raise ValueError(f"quickstart: found held_out_languages {self.held_out_languages}, need a share between 0 and 1")
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """Those of this run, in their order."""
+        return STAGES[: STAGES.index(self.until) + 1]
 
     def run(self) -> None:
         """All stages; those that are done are not done again."""
@@ -49,17 +63,25 @@ class Quickstart:
         for number, name in enumerate(self.stages, 1):
             with titled(f"{number}/{len(self.stages)} {name}"):
                 getattr(self, name)()
-        print(closing_lines(self.out, time.monotonic() - started))
+        if self.until == "report":
+            print(closing_lines(self.out, time.monotonic() - started))
 
     def pool(self) -> None:
         """What a crawl brings, and aside from it the truth."""
         from mc2.quickstart.pool import build_pool
 
         inputs = {"seed": self.seed, "dirt": self.dirt, "packages": {name: version(name) for name in PACKAGES}}
-        inputs |= {"held_out_variants": HELD_OUT_VARIANTS, "held_out_languages": HELD_OUT_LANGUAGES}
+        inputs |= {
+            "held_out_variants": HELD_OUT_VARIANTS,
+            "held_out_languages": self.held_out_languages,
+            "english_share": self.english_share,
+            "every": self.every,
+        }
         with storage.Stage(self.out / "pool", "quickstart pool", inputs) as stage:
             if not stage.done:
-                stage.finish(build_pool(stage.folder, self.truth, self.split(), self.seed, self.dirt, progress_bar))
+                stage.finish(
+                    build_pool(stage.folder, self.truth, self.split(), self.seed, self.dirt, progress_bar, self.english_share, self.every)
+                )
 
     def metadata(self) -> None:
         """Entry lists: unigrams of wordfreq, territories as the titles. No list holds a name of the languages that were left out."""
@@ -121,7 +143,7 @@ class Quickstart:
         inputs = {"truth": storage.sha256_file(self.truth), "matched": self._fingerprint("matched")}
         with storage.Stage(self.out / "benchmarks", "quickstart benchmarks", inputs) as stage:
             if not stage.done:
-                stage.finish(build_tasks(stage.folder, self.split(), used_captions(self.out / "matched", self.truth)))
+                stage.finish(build_tasks(stage.folder, self.split(), used_captions(self.out / "matched", self.truth), self.every))
 
     def fit(self) -> None:
         """Training and benchmarks: `mc2 fit` in a process of its own, as one would start it by hand; the model folder and results.csv."""
@@ -164,7 +186,7 @@ class Quickstart:
     def split(self) -> Any:
         from mc2.quickstart.drawings import split
 
-        return split(HELD_OUT_VARIANTS, HELD_OUT_LANGUAGES)
+        return split(HELD_OUT_VARIANTS, self.held_out_languages)
 
 
 # --- the pieces around the stages ---------------------------------------------------------------------------------------
@@ -229,6 +251,10 @@ def quickstart(
     steps: int = 600,
     workers: int | None = None,
     queries: list[str] = list(QUERIES),  # noqa: B006  (read only)
+    english_share: float | None = None,
+    held_out_languages: float = HELD_OUT_LANGUAGES,
+    every: int = 1,
+    until: StageName = "report",
 ) -> None:
     """The whole flow on real data in minutes: pool, curation, shards, training, benchmarks, report. The same line again goes on after Ctrl-C.
 
@@ -241,8 +267,14 @@ def quickstart(
         steps: Steps of training, of 256 pairs each.
         workers: Processes of curation; one per core by default.
         queries: Texts for which the report shows the nearest held-out images.
+        english_share: Share of English among the names in the pool, whose captions are repeated for it; by default as many as of each language.
+        held_out_languages: Share of the languages that name only flags of which the pool has no caption; 1 leaves the 14 languages of the emoji.
+        every: Take every n-th drawing only, to try things out.
+        until: The last stage to run.
     """
-    Quickstart(out, seed, dirt, english_threshold, vocab_size, steps, workers, queries).run()
+    Quickstart(
+        out, seed, dirt, english_threshold, vocab_size, steps, workers, queries, english_share, held_out_languages, every, until
+    ).run()
 
 
 def main(argv: list[str]) -> int:

@@ -18,12 +18,12 @@ SCRIPT_SEEN_FROM = 100  # captions that reached the training shards, over all la
 SAME_SCRIPT = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}
 
 
-def build_tasks(out: Path, split: Split, used: Mapping[str, int]) -> dict[str, int]:
-    """Write the folders emoji_held_out, emoji_plain and flags below `out`. `used`: captions in the training shards, by true language.
+def build_tasks(out: Path, split: Split, used: Mapping[str, int], every: int = 1) -> dict[str, int]:
+    """Write the folders emoji_held_out, emoji_plain and flags below `out`. `used`: captions in the training shards, by true language. Only `every` n-th drawing.
 
     Returns the number of images of each task.
     """
-    drawings = load_drawings()
+    drawings = load_drawings()[::every]
     tasks = {
         "emoji_held_out": [drawing for drawing in drawings if drawing.key in split.held_out_drawings],
         "emoji_plain": [drawing for drawing in drawings if drawing.kind == "plain"],
