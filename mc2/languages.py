@@ -8,7 +8,8 @@ same for the codes of Wikipedias, of which some name a language as nobody else d
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import langcodes
@@ -139,6 +140,20 @@ def canonical(code: str) -> str:
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"languages: unknown language code {code!r}; need a BCP 47 code such as 'de' or 'pt-BR'{hint}")
     return ALIASES.get(language.language, language.language)
+
+
+def distinct(codes: Sequence[str]) -> dict[str, str]:
+    """Each code -> its canonical code; where several have the same one, they keep what tells them apart: "zh-Hans" and "zh-Hant", "fa-AF".
+
+    Errors: ValueError for what is no language, or two codes for one.
+    """
+    canonicals = {code: canonical(code) for code in codes}
+    shared = {code for code, count in Counter(canonicals.values()).items() if count > 1}
+    result = {code: langcodes.standardize_tag(code) if own in shared else own for code, own in canonicals.items()}
+    if len(set(result.values())) < len(codes):
+        twice, count = Counter(result[code] for code in codes).most_common(1)[0]
+        raise ValueError(f"languages: {count} of the codes {', '.join(codes)[:80]} stand for {twice!r}; need each language once")
+    return result
 
 
 def wikipedia_language(code: str, known: Collection[str] = LID176) -> str | None:

@@ -1,7 +1,7 @@
-"""Zero-shot accuracy and retrieval recall as pure functions of embeddings.
+"""Zero-shot accuracy, retrieval recall and the rarer measures of the benchmarks, as pure functions of embeddings.
 
-Both are questions about one number per query, the rank of its best positive among all candidates, so both come from `positive_ranks` and
-share its rule for ties. torchmetrics is the second opinion in the tests and not the engine: its top-k leaves the order of ties open, and
+Accuracy and recall are questions about one number per query, the rank of its best positive among all candidates, so both come from `positive_ranks` and
+share its rule for ties: of equal candidates the first wins. torchmetrics is the second opinion in the tests and not the engine: its top-k leaves the order of ties open, and
 its retrieval metrics want one flat row per (query, candidate) and loop over the queries in Python.
 
 Shapes: N images, T texts, C classes, Q queries, K candidates, P pairs (query, candidate) that belong together, D embedding.
@@ -9,13 +9,18 @@ Shapes: N images, T texts, C classes, Q queries, K candidates, P pairs (query, c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 SCORES_AT_ONCE = 2**23  # numbers of one block of the similarity matrix: 32 MiB in fp32, whatever Q and K are
+ROWS_AT_ONCE = 1024  # images of one block where the other side is small
 
 
 def class_embeddings(text_TD: Tensor, class_T: Tensor, num_classes: int) -> Tensor:
@@ -65,6 +70,11 @@ def share_within(ranks: Tensor, k: int) -> float:
     return float((ranks < k).double().mean())
 
 
+def cosines(image_ND: Tensor, class_CD: Tensor) -> Tensor:
+    """Cosine (N, C) of every image with every class."""
+    return normalize(image_ND, dim=1) @ normalize(class_CD, dim=1).T
+
+
 def top_classes(image_ND: Tensor, class_CD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest classes of each image, nearest first: cosines (N, k) and class indices (N, k); ties as in `positive_ranks`."""
     class_CD = normalize(class_CD, dim=1)
@@ -74,3 +84,67 @@ def top_classes(image_ND: Tensor, class_CD: Tensor, k: int) -> tuple[Tensor, Ten
         for image_BD in torch.split(image_ND, block)
     ]
     return torch.cat([scores[:, :k] for scores, _ in parts]), torch.cat([order[:, :k] for _, order in parts])
+
+
+def option_cosines(image_ND: Tensor, text_TD: Tensor, index_NO: Tensor) -> Tensor:
+    """Cosine (N, O) of every image with its own O texts, given by their rows."""
+    text_TD = normalize(text_TD, dim=1)
+    return torch.cat(
+        [
+            torch.einsum("nd,nod->no", normalize(image_BD, dim=1), text_TD[index_BO])
+            for image_BD, index_BO in zip(torch.split(image_ND, ROWS_AT_ONCE), torch.split(index_NO, ROWS_AT_ONCE), strict=True)
+        ]
+    )
+
+
+def roc_auc(score_N: NDArray[np.floating[Any]], positive_N: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: the chance that a positive is above a negative, ties counted half. NaN without a positive or without a negative."""
+    num_positive = int(positive_N.sum())
+    num_negative = len(positive_N) - num_positive
+    _, rank, count = np.unique(score_N, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2  # ranks from 1, the same for equal scores
+    above = middle[rank][positive_N].sum() - num_positive * (num_positive + 1) / 2
+    return float(above / (num_positive * num_negative)) if num_positive and num_negative else float("nan")
+
+
+def f1_macro(guess_N: NDArray[np.int64], label_N: NDArray[np.int64]) -> float:
+    """Mean over the classes that occur as a label of the harmonic mean of precision and recall; a class that is never guessed right has 0."""
+    classes = np.unique(label_N)
+    right = np.array([np.sum((guess_N == c) & (label_N == c)) for c in classes])
+    total = np.array([np.sum(guess_N == c) + np.sum(label_N == c) for c in classes])
+    return float(np.mean(2 * right / total))
+
+
+def alignment(image_ND: Tensor, text_ND: Tensor, exponent: float = 2.0) -> Tensor:
+    """Distance (N,) between the unit embeddings of each pair, to the power of `exponent` (Wang and Isola, arXiv 2005.10242, equation 2); lower is better."""
+    distance_N: Tensor = (normalize(image_ND, dim=1) - normalize(text_ND, dim=1)).norm(dim=1)
+    return distance_N**exponent
+
+
+def uniformity(embedding_ND: Tensor, scale: float = 2.0) -> float:
+    """Logarithm of the mean over all pairs i < j of exp(-scale * |x_i - x_j|^2) (Wang and Isola, equation 3); lower is better. NaN for less than two."""
+    unit_ND, num = normalize(embedding_ND, dim=1).double(), len(embedding_ND)
+    total = 0.0
+    for start in range(0, num, ROWS_AT_ONCE):
+        cosine_BN = unit_ND[start : start + ROWS_AT_ONCE] @ unit_ND.T
+        total += float(torch.exp(-scale * (2 - 2 * cosine_BN).clamp(min=0)).sum())
+    return math.log((total - num) / (num * (num - 1))) if num > 1 else math.nan
+
+
+def ridge_weights(x_ND: Tensor, label_N: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, deviation, weights (D + 1, C)) of a linear classifier by penalised least squares, as big_vision's few-shot evaluators have it.
+
+    Features are standardised, the bias is a feature of 100 (so hardly penalised), targets are +1 for the class and -1 for the others. In float64.
+    """
+    x_ND = x_ND.double()
+    mean_D, deviation_D = x_ND.mean(dim=0), x_ND.std(dim=0, correction=0) + 1e-5
+    feature = ridge_features(x_ND, mean_D, deviation_D)
+    target_NC = 2.0 * torch.nn.functional.one_hot(label_N, num_classes).double() - 1
+    gram = feature.T @ feature + penalty * torch.eye(feature.shape[1], dtype=feature.dtype, device=feature.device)
+    return mean_D, deviation_D, torch.linalg.solve(gram, feature.T @ target_NC)
+
+
+def ridge_features(x_ND: Tensor, mean_D: Tensor, deviation_D: Tensor) -> Tensor:
+    """Standardised features with the bias (N, D + 1)."""
+    scaled = (x_ND.double() - mean_D) / deviation_D
+    return torch.cat([scaled, scaled.new_full((len(scaled), 1), 100.0)], dim=1)

@@ -159,3 +159,43 @@ def test_top_classes_are_the_first_of_a_sorted_list(monkeypatch: pytest.MonkeyPa
     cosine = (normalize(image, dim=1) @ normalize(classes, dim=1).T).numpy()
     np.testing.assert_array_equal(order.numpy(), np.argsort(-cosine, axis=1, kind="stable")[:, :3])
     np.testing.assert_allclose(score.numpy(), -np.sort(-cosine, axis=1)[:, :3], rtol=1e-6)
+
+
+def test_roc_auc_and_macro_f1_equal_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    score, label = rng.integers(0, 6, 90) / 3, rng.integers(0, 4, 90)  # many ties
+    assert metrics.roc_auc(score, label == 1) == pytest.approx(sklearn.roc_auc_score(label == 1, score))
+    assert np.isnan(metrics.roc_auc(score, np.ones(90, dtype=bool)))
+    guess = rng.integers(0, 6, 90)  # some guesses are no label at all
+    need = sklearn.f1_score(label, guess, average="macro", labels=np.unique(label), zero_division=0.0)
+    assert metrics.f1_macro(guess, label) == pytest.approx(need)
+
+
+def test_ridge_equals_scikit_learn_on_standardised_features() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    train, test, label = random_embeddings(40), random_embeddings(30, seed=1), torch.arange(40) % 3
+    mean, deviation, weights = metrics.ridge_weights(train, label, 3, penalty=7.0)
+    scale = lambda x: np.c_[
+        (x.double().numpy() - train.double().numpy().mean(0)) / (train.double().numpy().std(0) + 1e-5), np.full(len(x), 100.0)
+    ]
+    theirs = linear_model.Ridge(alpha=7.0, fit_intercept=False).fit(scale(train), np.where(np.eye(3)[label.numpy()] > 0, 1.0, -1.0))
+    np.testing.assert_allclose(
+        (metrics.ridge_features(test, mean, deviation) @ weights).numpy(), theirs.predict(scale(test)), rtol=1e-6, atol=1e-8
+    )
+
+
+def test_uniformity_and_alignment_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 7)
+    x, y = random_embeddings(30), random_embeddings(30, seed=1)
+    distance = torch.pdist(normalize(x, dim=1).double())
+    assert metrics.uniformity(x) == pytest.approx(float(torch.exp(-2 * distance**2).mean().log()))
+    assert np.isnan(metrics.uniformity(x[:1]))
+    torch.testing.assert_close(metrics.alignment(x, y), 2 - 2 * torch.cosine_similarity(x, y))
+
+
+def test_cosines_of_options_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 4)
+    image, text, index = random_embeddings(10), random_embeddings(9, seed=1), torch.arange(30).view(10, 3) % 9
+    need = [[float(torch.cosine_similarity(image[n], text[k], dim=0)) for k in row] for n, row in enumerate(index)]
+    np.testing.assert_allclose(metrics.option_cosines(image, text, index).numpy(), need, rtol=1e-5, atol=1e-6)

@@ -99,7 +99,7 @@ def test_scores_equal_loops_over_the_protocol(tmp_path: Path, language: str) -> 
     image, text = torch.randn(23, DIM, generator=generator), torch.randn(len(task.texts(language)), DIM, generator=generator)
     vectors = dict(zip(task.texts(language), text.double().numpy(), strict=True))
     prompts = ["a photo of {}", "the {}"] if language == "en" else ["{}"]
-    need = slow_scores(toy_names(5), task.label_N.tolist(), language, prompts, image.double().numpy(), vectors.__getitem__)
+    need = slow_scores(toy_names(5), task.label_pairs[:, 1].tolist(), language, prompts, image.double().numpy(), vectors.__getitem__)
     found = task.score(language, image, task.condense(language, text))
     assert {score.metric: score.value for score in found} == pytest.approx(need)
 

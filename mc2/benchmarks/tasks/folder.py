@@ -5,7 +5,6 @@ Shapes: N images, T texts of one language, C rows that are kept of them, D embed
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
@@ -20,9 +19,11 @@ from torch import Tensor
 from mc2 import languages, storage
 from mc2.benchmarks import metrics
 from mc2.benchmarks.results import Score
+from mc2.benchmarks.tasks.class_texts import ClassTexts, IntArray, part_of_labels, single_labels
+from mc2.benchmarks.tasks.classification import classifier_answers
 from mc2.benchmarks.tasks.image_sets import ParquetImages
-from mc2.benchmarks.tasks.named_classes import IntArray, NamedClasses, classifier, matching_pairs
-from mc2.benchmarks.tasks.task import ImagePart, Task, predictions_table, sample_suffix, sampled, share_score
+from mc2.benchmarks.tasks.scores import classification_scores, recall_scores
+from mc2.benchmarks.tasks.task import Task
 
 IMAGES_SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary()), ("class", pa.int32())])
 NAMES_SCHEMA = pa.schema([("language", pa.string()), ("class", pa.int32()), ("name", pa.string())])
@@ -54,70 +55,73 @@ class TaskFolder(Task):
         check_tables(str(self.folder), labels, names, groups, prompts)
         super().__init__(
             description["name"],
-            ParquetImages(self.folder / "images.parquet", labels["key"].to_pylist()),
+            ParquetImages([self.folder / "images.parquet"], labels["key"].to_pylist()),
             sorted(set(names["language"].to_pylist())),
             groups,
         )
-        self.label_N: IntArray = labels["class"].to_numpy().astype(np.int64)
-        self._suffix = ""
-        self._named = {language: named_classes(names, language, prompts.get(language, ["{}"])) for language in self.languages}
+        self.label_pairs = single_labels(labels["class"].to_numpy())
+        self._texts = {language: class_texts(names, language, prompts.get(language, ["{}"])) for language in self.languages}
+
+    def _num_names(self, language: str) -> int:
+        """The first texts are the names."""
+        return int(self._texts[language].pairs["names"][:, 0].max()) + 1
 
     def sample(self, num_images: int) -> TaskFolder:
-        """Errors: ValueError if a language is left without an image."""
-        part, index = copy.copy(self), sampled(self.image_set.keys, num_images)
-        part._suffix = sample_suffix(len(index), len(self.label_N))
-        part.image_set, part.label_N = ImagePart(self.image_set, index), self.label_N[index]
-        if without := [language for language in self.languages if not len(part._scored(language)[0])]:
-            raise ValueError(f"{self.name}: a part of {num_images} images has none of language {without[0]!r}; raise num_images")
+        part, index = self.part(num_images)
+        part.label_pairs = part_of_labels(self.label_pairs, index)
+        for language in self.languages:
+            if not len(self._texts[language].answers(part.label_pairs)[0]):
+                raise part.without_image(language)
         return part
 
     def texts(self, language: str) -> Sequence[str]:
-        return self._named[language].texts
+        return self._texts[language].texts
 
     def condense(self, language: str, text_TD: Tensor) -> Tensor:
         """The names, then the classes."""
-        named = self._named[language]
-        return torch.cat([text_TD[: named.num_names], classifier(named, text_TD)])
-
-    def _scored(self, language: str) -> tuple[IntArray, IntArray]:
-        """The images whose class has a name in the language: their index in `keys`, and the position of their class."""
-        classes = self._named[language].classes
-        position = np.searchsorted(classes, self.label_N).clip(max=len(classes) - 1)
-        index = np.flatnonzero(classes[position] == self.label_N)
-        return index, position[index]
+        return torch.cat([text_TD[: self._num_names(language)], self._texts[language].classifier("classification", text_TD)])
 
     def score(self, language: str, image_ND: Tensor, text_CD: Tensor) -> list[Score]:
-        named, (index, label) = self._named[language], self._scored(language)
-        image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
-        name_TD, class_CD = text_CD[: named.num_names], text_CD[named.num_names :]
-        ranks = metrics.classification_ranks(image_ND, class_CD, torch.from_numpy(label).to(image_ND.device))
-        scores = [share_score("classification" + self._suffix, k, f"top{k}", ranks, len(named.classes), clusters=index) for k in (1, 5)]
-        pairs = torch.from_numpy(matching_pairs(label, named.name_pairs)).to(image_ND.device)
-        has_image = torch.zeros(len(name_TD), dtype=torch.bool, device=image_ND.device).index_fill_(0, pairs[:, 1], True)
-        to_image = metrics.positive_ranks(name_TD, image_ND, pairs.flip(1))[has_image]
-        to_text = metrics.positive_ranks(image_ND, name_TD, pairs)
-        name_T = np.flatnonzero(has_image.cpu().numpy())
-        for direction, ranks, candidates, clusters in (("t2i", to_image, image_ND, name_T), ("i2t", to_text, name_TD, index)):
-            for k in (1, 5, 10):
-                scores.append(share_score("retrieval" + self._suffix, k, f"{direction}_r{k}", ranks, len(candidates), clusters))
-        return scores
+        texts, num_names = self._texts[language], self._num_names(language)
+        images, pairs = texts.answers(self.label_pairs)
+        image_ND = image_ND[torch.from_numpy(images).to(image_ND.device)]
+        scores = classification_scores("classification" + self.suffix, image_ND, text_CD[num_names:], pairs, images, ("top1", "top5"), {})
+        return scores + name_retrieval("retrieval" + self.suffix, image_ND, text_CD[:num_names], pairs[:, 1], texts.pairs["names"], images)
 
     def predictions(self, language: str, image_ND: Tensor, text_CD: Tensor, num_names: int) -> pa.Table:
         """Answers of the zero-shot classifier; a class answers with the first of its synonyms, `score` is the cosine."""
-        named, (index, label) = self._named[language], self._scored(language)
-        image_ND = image_ND[torch.from_numpy(index).to(image_ND.device)]
-        score_NK, order_NK = metrics.top_classes(image_ND, text_CD[named.num_names :], num_names)
-        order = order_NK.cpu().numpy()
-        keys, truth = [self.image_set.keys[i] for i in index], [named.first_names[i] for i in label]
-        return predictions_table(
-            self.name, language, keys, named.classes, named.first_names, order, score_NK, order == label[:, None], truth
-        )
+        texts, class_CD = self._texts[language], text_CD[self._num_names(language) :]
+        return classifier_answers(self.name, language, self.image_set.keys, image_ND, class_CD, texts, self.label_pairs, num_names)
 
 
-def named_classes(names: pa.Table, language: str, prompts: Sequence[str]) -> NamedClasses:
-    """The rows of one language out of names.parquet."""
+def name_retrieval(
+    protocol: str, image_ND: Tensor, name_KD: Tensor, label_N: IntArray, name_pairs: IntArray, images: IntArray
+) -> list[Score]:
+    """Retrieval where every name of an image's class is a positive; a name without an image asks nothing."""
+    pairs = torch.from_numpy(matching_pairs(label_N, name_pairs)).to(image_ND.device)
+    asking = torch.from_numpy(np.unique(name_pairs[np.isin(name_pairs[:, 1], label_N), 0])).to(image_ND.device)
+    to_image = metrics.positive_ranks(name_KD, image_ND, pairs.flip(1))[asking]
+    to_text = metrics.positive_ranks(image_ND, name_KD, pairs)
+    return recall_scores(protocol, "t2i", to_image, len(image_ND), asking.cpu().numpy()) + recall_scores(
+        protocol, "i2t", to_text, len(name_KD), images
+    )
+
+
+def matching_pairs(label_N: IntArray, name_pairs: IntArray) -> IntArray:
+    """All (image, text) that share a class, from the class of each image and (text, class) rows."""
+    by_class = np.unique(name_pairs, axis=0)
+    by_class = by_class[np.argsort(by_class[:, 1], kind="stable")]
+    first, last = np.searchsorted(by_class[:, 1], label_N, "left"), np.searchsorted(by_class[:, 1], label_N, "right")
+    image = np.repeat(np.arange(len(label_N)), last - first)
+    within = np.arange(len(image)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+    return np.stack([image, by_class[np.repeat(first, last - first) + within, 0]], axis=1)
+
+
+def class_texts(names: pa.Table, language: str, prompts: Sequence[str]) -> ClassTexts:
+    """The rows of one language out of names.parquet: the bare names, then those in prompts."""
     rows = names.filter(pc.equal(names["language"], language))
-    return NamedClasses.build(list(zip(rows["class"].to_pylist(), rows["name"].to_pylist(), strict=True)), prompts)
+    named = list(zip(rows["class"].to_pylist(), rows["name"].to_pylist(), strict=True))
+    return ClassTexts.build(named, {"names": ["{}"], "classification": prompts})
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

@@ -8,17 +8,17 @@ Shapes: N images, T texts of one language, C rows that are kept of them, D embed
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import final
+from typing import Self, final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mc2 import storage
-from mc2.benchmarks import metrics
 from mc2.benchmarks.results import Score
 
 # The first answers of the classifier, one row per (image, rank): what a report shows and what an error is read from.
@@ -65,37 +65,38 @@ class ImagePart(ImageSet):
                 yield from self.whole.read(int(run[0]), int(run[-1]) + 1)
 
 
-def sampled(keys: Sequence[str], num_images: int) -> NDArray[np.int64]:
-    """Positions of a fixed random part of the keys, ascending; all of them if there are no more. A key's luck depends on nothing but the key."""
-    chosen = set(storage.keyed_order(0, "benchmarks/sample", 0, keys)[:num_images])
-    return np.array([index for index, key in enumerate(keys) if key in chosen], dtype=np.int64)
-
-
-def sample_suffix(num_images: int, num_all: int) -> str:
-    """What the name of a protocol says of a part of the images; "" for all of them."""
-    return f"-{num_images}-of-{num_all}-images" if num_images < num_all else ""
-
-
-def share_score(
-    protocol: str, k: int, metric: str, rank_Q: Tensor, num_candidates: int, clusters: NDArray[np.int64] | None = None
-) -> Score:
-    """The share of queries whose best positive is among the first k, with the outcome of each."""
-    outcomes = (rank_Q < k).float().cpu().numpy()
-    return Score(protocol, metric, metrics.share_within(rank_Q, k), len(rank_Q), num_candidates, outcomes, clusters=clusters)
-
-
 class Task(ABC):
-    """One benchmark. `groups` maps some languages to a group ("seen", "unseen") whose mean is reported too."""
+    """One benchmark. `groups` maps some languages to a group ("seen", "unseen") whose mean is reported too.
+
+    `suffix` ends the names of the protocols: it says of how many images they speak where these are not all.
+    """
 
     def __init__(self, name: str, image_set: ImageSet, languages: Sequence[str], groups: Mapping[str, str]) -> None:
         self.name, self.image_set, self.languages, self.groups = name, image_set, languages, groups
+        self.suffix = ""
 
     def sample(self, num_images: int) -> Task:
-        """The same task on a fixed random part of its images (`sampled`), with "-<n>-of-<all>-images" in the names of its protocols.
+        """The same task on a fixed random part of its images, with "-<n>-of-<all>-images" in the names of its protocols.
 
-        Errors: ValueError where a task has no such form.
+        Errors: ValueError where a task has no such form, or a language is left without an image.
         """
         raise ValueError(f"benchmarks.num_images: found {num_images}, but the task {self.name} cannot be cut; leave num_images out")
+
+    def part(self, num_images: int) -> tuple[Self, NDArray[np.int64]]:
+        """For `sample`: a copy with fewer images, whose labels are still to be cut, and the positions of these images, ascending.
+
+        An image's luck depends on nothing but its key.
+        """
+        keys, part = self.image_set.keys, copy.copy(self)
+        chosen = set(storage.keyed_order(0, "benchmarks/sample", 0, keys)[:num_images])
+        index = np.array([position for position, key in enumerate(keys) if key in chosen], dtype=np.int64)
+        if len(index) < len(keys):
+            part.suffix, part.image_set = f"-{len(index)}-of-{len(keys)}-images", ImagePart(self.image_set, index)
+        return part, index
+
+    def without_image(self, language: str) -> ValueError:
+        """The error of a part in which nothing of a language can be scored."""
+        return ValueError(f"{self.name}: a part of {len(self.image_set.keys)} images has none of language {language!r}; raise num_images")
 
     @abstractmethod
     def texts(self, language: str) -> Sequence[str]:
@@ -122,7 +123,7 @@ def predictions_table(
     names: Sequence[str],
     order_NK: NDArray[np.int64],
     score_NK: Tensor,
-    correct_NK: NDArray[np.bool_],
+    correct_NK: ArrayLike,
     truth: Sequence[str],
 ) -> pa.Table:
     """PREDICTIONS_SCHEMA: K answers for each of N images, nearest first; `order_NK` are positions in `classes` and `names`; `truth` has N names."""
@@ -135,7 +136,7 @@ def predictions_table(
         "class": classes[position],
         "name": pa.array(names, pa.string()).take(pa.array(position)),
         "score": score_NK.float().cpu().numpy().reshape(-1),
-        "correct": correct_NK.reshape(-1),
+        "correct": np.asarray(correct_NK, dtype=bool).reshape(-1),
         "truth": pa.array(truth, pa.string()).take(pa.array(np.arange(len(keys)).repeat(num_ranks))),
     }
     return pa.table(
