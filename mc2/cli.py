@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),
     "predict": ("mc2.training.commands", "rank given texts for given image files"),
     "plan": ("mc2.training.plan", "what a run costs before it starts: parameters, FLOPs, memory of a GPU, days"),
+    "doctor": ("mc2.training.doctor", "whether this machine, or the nodes of a job together, are fit for a run"),
     "import": ("mc2.interchange.commands", "model of open_clip, transformers or mini_clip -> model folder that mc2.load reads"),
     "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
     "bench": (
@@ -78,5 +79,11 @@ def run(argv: list[str]) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("MC2_DEBUG"):
             raise
-        print(f"mc2 {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mc2 {argv[0]}{place()}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+def place() -> str:
+    """ " on node2 (rank 1)" in one of several tasks of SLURM, which share a log."""
+    several = os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_ID" in os.environ
+    return f" on {os.environ.get('SLURMD_NODENAME')} (rank {os.environ.get('SLURM_PROCID')})" if several else ""

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,20 @@ from lightning.pytorch.utilities import rank_zero_only
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.model.two_tower import TwoTowerConfig
-from mc2.training.checkpoints import LAST, Checkpoints, check_checkpoint, checkpoint_folder, checkpoints_by_step, find_checkpoint
+from mc2.training.checkpoints import (
+    LAST,
+    Checkpoints,
+    check_checkpoint,
+    checkpoint_folder,
+    checkpoints_by_step,
+    find_checkpoint,
+    saves_parts,
+)
 from mc2.training.distillation import check_teacher
 from mc2.training.guards import Guard
 from mc2.training.initial_weights import check_initial_weights, check_tokenizer
 from mc2.training.module import ContrastiveModule, check_micro_batches
+from mc2.training.nodes import Nodes, network_message
 from mc2.training.parallel import FSDP2Strategy
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
@@ -62,6 +72,7 @@ class Commands(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Preemption, "preemption")
+        parser.add_lightning_class_args(Nodes, "nodes")
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Telemetry, "telemetry")
         for source, target in (
@@ -88,6 +99,7 @@ class Commands(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Settle which checkpoint is meant, and refuse what cannot work, before anything is started."""
         check_nodes(self.trainer, os.environ)
+        check_run_folder(self.trainer)
         settings, run = self.config_init[self.subcommand], self.trainer.default_root_dir
         path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
         if path is None and self.subcommand != "fit":
@@ -117,6 +129,21 @@ class Commands(LightningCLI):
             rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")
         settings["ckpt_path"] = None if path is None else str(path)
         settings["weights_only"] = True
+
+
+def check_run_folder(trainer: Trainer) -> None:
+    """Errors: ValueError for a run folder that cannot be written, on the ranks that write."""
+    if not trainer.is_global_zero and not saves_parts(trainer):
+        return
+    try:
+        Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=trainer.default_root_dir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"trainer.default_root_dir: found {trainer.default_root_dir}, where nothing can be written ({error.strerror}), need a folder for the run; "
+            "choose another one"
+        ) from error
 
 
 def check_images(found: ImagePreprocess, need: TwoTowerConfig) -> None:
@@ -208,6 +235,11 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{one_line(str(error))}; {cure}") from error
     except (ValueError, MisconfigurationException) as error:
         raise ValueError(one_line(str(error))) from error
+    except RuntimeError as error:
+        message = network_message(error)
+        if message is None:
+            raise
+        raise ValueError(message) from error
     except SystemExit as error:  # Lightning turns an interrupt into exit status 1
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error

@@ -77,7 +77,7 @@ def slurm_environment(variables: Mapping[str, str]) -> Slurm | None:
     if "TORCHELASTIC_RUN_ID" in variables:  # torchrun counts
         return None
     if not started_by_srun(variables):
-        if not SLURMEnvironment.detect():
+        if "SLURM_NTASKS" not in variables or variables.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning has it
             return None
         if variables["SLURM_NTASKS"] != "1":
             raise ValueError(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from tests.slurm_cluster import Cluster, cluster, wait_until, why_not
 from tests.training.test_commands import scalars
 from tests.training.tiny import fit_config
 
+MC2 = f"{sys.executable} -m mc2"
 SCRIPTS = Path(__file__).parents[2] / "experiments/slurm"
 STEPS = 14
 pytestmark = [pytest.mark.skipif(why_not() is not None, reason=f"SLURM: {why_not()}"), pytest.mark.timeout(600)]
@@ -113,3 +118,81 @@ def test_a_run_that_was_preempted_and_ran_out_of_time_equals_one_that_was_never_
     assert "ended with status 143" in said
     assert "ended with status 138" in said
     assert os.listdir(run / "checkpoints/last.ckpt")
+
+
+def processes(job: str, node: str) -> list[int]:
+    """Everything of a job on one of the nodes."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"SLURMD_NODENAME={node}".encode() in environment and f"SLURM_JOB_ID={job}".encode() in environment:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_node_that_freezes_is_named_and_the_job_goes_on_when_it_is_back(slurm: Cluster, config: dict[str, Any]) -> None:
+    """As without power: nothing of it answers, and no connection is closed."""
+    path = slurm.folder / "freezes.yaml"
+    trainer = {**config["trainer"], "max_steps": 8}
+    path.write_text(yaml.safe_dump({**config, "trainer": trainer, "nodes": {"silent_seconds": 6}}))
+    job = slurm.submit("--nodes=2", "--cpus-per-task=1", "--job-name=frozen", SCRIPTS / "train.sbatch", "--config", path)
+    run = slurm.folder / f"runs/frozen-{job}"
+    wait_until(lambda: len(seen(run)[1]) >= 3, 240, lambda: slurm.output(job))
+    node = [slurm.daemons["node2"].pid, *processes(job, "node2")]
+    for process in node:
+        os.kill(process, signal.SIGSTOP)
+    wait_until(lambda: "and is queued again" in slurm.output(job), 60, lambda: slurm.output(job))
+    assert "mc2 fit on node1: node node2 has not answered for 6 s and counts as lost; the run ends here" in slurm.output(job)
+    assert "ended with status 220" in slurm.output(job)
+    for process in node:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+    slurm.wait(job, "COMPLETED")
+    last = [lines[-1].split()[0] for lines in seen(run)]
+    assert last == ["8", "8"]
+    assert set(scalars(run)["train/loss"]) == set(range(8))
+
+
+@pytest.fixture(scope="module")
+def other_disk(slurm: Cluster) -> Path:
+    """A folder with a command `mc2` that sees an empty folder in the place of $HIDDEN on node2."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    folder = slurm.folder / "bin"
+    folder.mkdir()
+    (folder / "mc2").write_text(
+        f"""#!/bin/bash
+if [ -n "${{HIDDEN:-}}" ] && [ "$SLURMD_NODENAME" = node2 ]; then
+    exec unshare --mount bash -c 'mount -t tmpfs tmpfs "$HIDDEN" && exec "$@"' bash {MC2} "$@"
+fi
+exec {MC2} "$@"
+"""
+    )
+    (folder / "mc2").chmod(0o755)
+    return folder
+
+
+def test_data_that_is_missing_on_one_node_ends_the_job_with_its_name(slurm: Cluster, config: dict[str, Any], other_disk: Path) -> None:
+    path = slurm.folder / "missing.yaml"
+    path.write_text(yaml.safe_dump(config))
+    more = {"PATH": f"{other_disk}:{slurm.environment['PATH']}", "HIDDEN": str(slurm.folder / "shards")}
+    job = slurm.submit("--nodes=2", "--cpus-per-task=1", SCRIPTS / "train.sbatch", "--config", path, **more)
+    slurm.wait(job, "FAILED")
+    assert f"mc2 fit on node2 (rank 1): {slurm.folder}/shards: found no .tar file" in slurm.output(job)
+    assert "Traceback" not in slurm.output(job)
+    assert "queued again" not in slurm.output(job)
+
+
+def test_the_doctor_sees_that_nodes_do_not_share_a_folder(slurm: Cluster, other_disk: Path) -> None:
+    (slurm.folder / "runs").mkdir(exist_ok=True)
+    doctor = ["srun", "--nodes=2", "--ntasks-per-node=1", other_disk / "mc2", "doctor", "--folder", "runs"]
+    assert "ok   nodes: 2 agree, all of them see" in slurm.command(*doctor)
+    done = subprocess.run(
+        [*map(str, doctor)], env={**slurm.environment, "HIDDEN": "runs"}, capture_output=True, text=True, check=False, cwd=slurm.folder
+    )
+    assert done.returncode == 1
+    assert f"fail folder: {slurm.folder}/runs of node1 is not to be seen on node2, need one folder for all nodes" in done.stdout
+    assert "rank 0 of 2 on 2 nodes, meeting at 127.0.0.1:" in done.stdout
