@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(argv: list[str]) -> int:
     """Import and call the subcommand's module; errors of the user become one readable line."""
+    if argv[0] == "fit" and "MC2_REQUEUE" in os.environ:  # a job that comes back
+        importlib.import_module("mc2.training.early_signals").keep()
     try:
         module = importlib.import_module(SUBCOMMANDS[argv[0]][0])
         status: int = module.main(argv)

@@ -99,7 +99,8 @@ class Commands(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Settle which checkpoint is meant, and refuse what cannot work, before anything is started."""
         check_nodes(self.trainer, os.environ)
-        check_run_folder(self.trainer)
+        if self.subcommand == "fit":
+            check_run_folder(self.trainer)
         settings, run = self.config_init[self.subcommand], self.trainer.default_root_dir
         path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
         if path is None and self.subcommand != "fit":
@@ -250,9 +251,12 @@ def main(argv: list[str]) -> int:
 def stop_status(trainer: Trainer) -> int:
     """How the run ended; ranks that were stopped leave together. Errors: KeyboardInterrupt if Ctrl-C ended it."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector, declared nowhere
-    received = max((callback.received for callback in callbacks if isinstance(callback, Preemption)), default=0)
-    if received and dist.is_initialized():
+    agreed = max((callback.agreed for callback in callbacks if isinstance(callback, Preemption)), default=0)
+    mark = os.environ.get("MC2_REQUEUE")  # of train.sbatch
+    if mark and agreed in (signal.SIGTERM, signal.SIGUSR1) and trainer.is_global_zero:
+        Path(mark).touch()
+    if agreed and dist.is_initialized():
         dist.barrier()  # srun ends all ranks when the first leaves with a status: the logs of each are whole by now
-    if received == signal.SIGINT:
+    if agreed == signal.SIGINT:
         raise KeyboardInterrupt
-    return 128 + received if received else 0
+    return 128 + agreed if agreed else 0

@@ -72,7 +72,7 @@ def check_gpu() -> Iterator[Finding]:
         else:
             yield Finding("ok", "gpu", text if peak_flops(name) else f"{text}, whose peak is not known here: no MFU")
     if dist.is_nccl_available():
-        yield Finding("ok", "nccl", ".".join(map(str, torch.cuda.nccl.version())))
+        yield Finding("ok", "nccl", ".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[no-untyped-call]
     else:
         yield Finding("fail", "nccl", "not in this torch, need it for several GPUs; install torch's CUDA build")
 

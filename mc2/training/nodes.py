@@ -10,10 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from mc2 import __version__
 from mc2.data.loader import Loader
 from mc2.training.findings import Finding
 
-NODE_LOST = 220  # exit status: above those of signals, so that srun reports it and train.sbatch queues the job again
+NODE_LOST = 220  # exit status
 MOST_SKEW = 5.0  # seconds
 VERDICT_SECONDS = 5.0  # longer than it takes the first node to tell the others
 
@@ -37,9 +36,6 @@ class Facts:
     time: float
     sees_folder: bool
     settings: dict[str, str] = field(default_factory=dict)  # name -> value that must be the same everywhere
-
-    def to_plain(self) -> tuple[Any, ...]:
-        return (self.host, self.time, self.sees_folder, self.settings)
 
 
 def host_name() -> str:
@@ -64,62 +60,45 @@ def gather_facts(folder: Path, settings: dict[str, str], patience_seconds: float
     dist.barrier()
     now = time.time()
     facts = Facts(host_name(), now, path.exists() or appears(path, patience_seconds), settings)
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, facts.to_plain())
+    of_all = [facts] * dist.get_world_size()
+    dist.all_gather_object(of_all, facts)
     if dist.get_rank() == 0:
         path.unlink()
-    return [Facts(*part) for part in parts]
+    return of_all
 
 
 def appears(path: Path, seconds: float) -> bool:
-    """Whether a file comes to be seen in that time."""
+    """Whether a file comes to be seen in that time. The folder is read again: a file system may remember that a name is not there."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.2)
-        if path.parent.is_dir() and path.name in os.listdir(
-            path.parent
-        ):  # reads the folder again, where a file system remembers that a name is not there
+        if path.parent.is_dir() and path.name in os.listdir(path.parent):
             return True
     return False
 
 
 def compare(facts: Sequence[Facts], folder: Path) -> list[Finding]:
     """What is not the same everywhere."""
-    findings = []
+    own, findings = facts[0], []
     blind = sorted({each.host for each in facts if not each.sees_folder})
     if blind:
-        findings.append(
-            Finding(
-                "fail",
-                "folder",
-                f"{folder} of {facts[0].host} is not to be seen on {', '.join(blind)}, need one folder for all nodes; choose one on a shared file system",
-            )
-        )
-    for name, value in facts[0].settings.items():
+        text = f"{folder} of {own.host} is not to be seen on {', '.join(blind)}, need one folder for all nodes; choose one on a shared file system"
+        findings.append(Finding("fail", "folder", text))
+    for name, value in own.settings.items():
         other = next((each for each in facts if each.settings.get(name) != value), None)
         if other is not None:
-            findings.append(
-                Finding(
-                    "fail",
-                    name,
-                    f"found {value} on {facts[0].host} and {other.settings.get(name)} on {other.host}, need the same on all nodes",
-                )
-            )
+            text = f"found {value} on {own.host} and {other.settings.get(name)} on {other.host}, need the same on all nodes"
+            findings.append(Finding("fail", name, text))
     first, last = min(facts, key=lambda each: each.time), max(facts, key=lambda each: each.time)
     if last.time - first.time > MOST_SKEW:
-        findings.append(
-            Finding(
-                "warn",
-                "clocks",
-                f"that of {last.host} is {last.time - first.time:,.0f} s ahead of {first.host}'s; times in logs and TensorBoard mislead; run chrony on both",
-            )
-        )
+        text = f"that of {last.host} is {last.time - first.time:,.0f} s ahead of {first.host}'s; times in logs and TensorBoard mislead; run chrony on both"
+        findings.append(Finding("warn", "clocks", text))
     return findings
 
 
 class Nodes(Callback):
     """Before the first step: versions, data and checkpoint are the same on all ranks and the run folder is one. Later: a node that is silent for `silent_seconds`
-    ends the run on all others with one line that names it and status 220, with which train.sbatch queues the job again.
+    ends the run on all others with one line that names it and status 220; with MC2_REQUEUE in the environment (train.sbatch) they queue the job again first.
 
     Several nodes only. The watch is a small process on each node and needs UDP at the number of the port where the processes met; where that is blocked it is blind,
     and SLURM alone notices. null: no watch.
@@ -166,6 +145,7 @@ class Nodes(Callback):
         line = process.stdout.readline().strip()
         if line:
             print(f"mc2 fit on {host_name()}: {line}", file=sys.stderr, flush=True)
+            queue_again(os.environ)
             os._exit(NODE_LOST)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
@@ -185,6 +165,16 @@ class Nodes(Callback):
         self._thread.join()
         self._process.stdout.close()
         self._process = self._thread = None
+
+
+def queue_again(variables: Mapping[str, str]) -> None:
+    """Queue this job of SLURM again if it wants that. From within: `srun` in its script waits for tasks of the lost node, for minutes."""
+    job = variables.get("SLURM_JOB_ID")
+    if "MC2_REQUEUE" in variables and job is not None:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # several nodes may ask: all but the first are refused
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode == 0:
+                print(f"job {job} is queued again", file=sys.stderr, flush=True)
 
 
 def network_message(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.blocks import ParallelConfig
 from mc2.training.commands import TRAINER_DEFAULTS, Commands, one_line, quiet_logs
-from mc2.training.findings import print_findings
+from mc2.training.findings import Finding, print_findings
 from mc2.training.flops import PairFlops, meta_towers
 from mc2.training.initial_weights import read_tower_config
 from mc2.training.memory import (
@@ -30,7 +30,7 @@ from mc2.training.memory import (
     peak_bytes,
     tower_shapes,
 )
-from mc2.training.preflight import disk_finding, loader_finding, measured_pairs_per_second, sbatch_text, shards_finding
+from mc2.training.preflight import disk_finding, loader_finding, measured_per_worker, sbatch_text, shards_finding
 from mc2.training.ranking import RankingTrainer
 from mc2.training.recipe import ENGLISH_BATCH, ENGLISH_EPOCH, NUM_EPOCHS
 
@@ -121,6 +121,11 @@ def num_ranks(trainer: Any) -> int:
     return int(trainer.num_nodes) * (int(devices) if devices.isdigit() else 1)
 
 
+def num_workers(data: Any) -> int:
+    """Worker processes of each rank."""
+    return int((data.get("init_args") or NOTHING()).get("num_workers") or 0)
+
+
 def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     """The plan of parsed settings. Errors: ValueError for another module, or without a number of steps or pairs."""
     if fit.model.class_path != MODULE:
@@ -137,7 +142,7 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     strategy = trainer.strategy if isinstance(trainer.strategy, Namespace) else NOTHING()
     parallel = ParallelConfig(**{each.name: model.parallel[each.name] for each in fields(ParallelConfig)})
     loss = (model.loss or NOTHING()).get("init_args") or NOTHING()
-    teacher = None if model.teacher is None else read_tower_config(Path(model.teacher.folder))
+    teacher = read_tower_config(Path(model.teacher.folder)) if model.teacher and Path(model.teacher.folder).exists() else None
     step = StepSettings(
         all_pairs=batch * num_ranks(trainer),
         tokens=sizes["context_length"],
@@ -244,11 +249,16 @@ def main(argv: list[str]) -> int:
         rich.print(table)
     rich.print("Not in the estimate: CUDA context, fragments of the allocator, NCCL, what torch.compile saves or needs, waiting for data.")
     ranks = num_ranks(fit.trainer)
-    measured = None if own.loader is None else measured_pairs_per_second(own.loader)
+    measured = None if own.loader is None else measured_per_worker(own.loader)
+    if fit.model.init_args.teacher and plan.teacher is None:
+        text = f"{fit.model.init_args.teacher.folder} is not here, so its memory and operations are not counted; plan again where it is"
+        print_findings([Finding("warn", "teacher", text)])
     print_findings(
         [
             shards_finding(fit.data, ranks),
-            loader_finding(measured, own.mfu * own.peak_tflops * 1e12 / plan.pair_flops()),
+            loader_finding(
+                measured, own.mfu * own.peak_tflops * 1e12 / plan.pair_flops(), num_workers(fit.data), plan.towers.vision.image_size
+            ),
             disk_finding(Path(fit.trainer.default_root_dir), checkpoint_bytes(plan.shapes(), plan.step), fit.checkpoints.keep),
         ]
     )
@@ -262,9 +272,10 @@ def write_sbatch(path: Path, fit: Any, arguments: Sequence[str]) -> None:
     devices = str(fit.trainer.devices)
     if not devices.isdigit():
         raise ValueError(f"--sbatch: found trainer.devices {devices}, need the number of processes of a node; give --trainer.devices N")
-    workers = int((fit.data.get("init_args") or NOTHING()).get("num_workers") or 0)
     name = Path(fit.trainer.default_root_dir).name
-    text = sbatch_text(arguments, name, int(fit.trainer.num_nodes), int(devices), workers, gpus=fit.trainer.accelerator in ("gpu", "cuda"))
+    text = sbatch_text(
+        arguments, name, int(fit.trainer.num_nodes), int(devices), num_workers(fit.data), gpus=fit.trainer.accelerator in ("gpu", "cuda")
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     rich.print(f"{path}: submit it with `sbatch {path}`")

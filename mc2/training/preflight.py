@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -18,19 +19,25 @@ from mc2.data.datamodule import ShardDataModule
 from mc2.training.findings import Finding
 
 GB = 1e9
+SETTINGS: Any = Namespace  # jsonargparse's class has no types
 
 
 def shards_finding(data: Any, num_ranks: int) -> Finding:
     """How the shards are dealt out. Errors: ValueError of the data module where a rank or worker would go without, for which the others would wait."""
-    settings = data.get("init_args") or Namespace()
-    missing = [str(settings.get(name)) for name in ("shards", "tokenizer") if not Path(str(settings.get(name))).exists()]
+    settings = data.get("init_args") or SETTINGS()
+    shards = settings.get("shards") or []
+    paths = [
+        *([shards] if isinstance(shards, str) else [each["shards"] for each in shards]),
+        settings.get("tokenizer"),
+    ]  # one folder, or data sets with weights
+    missing = [str(path) for path in paths if path is None or not Path(path).exists()]
     if missing:
         return Finding(
             "warn", "data", f"{' and '.join(missing)} not here, so shards per rank and worker are not checked; plan again where they are"
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=LightningDataModule)
-    module = parser.instantiate_classes(Namespace(data=data)).data
+    module = parser.instantiate_classes(SETTINGS(data=data)).data
     if not isinstance(module, ShardDataModule):
         return Finding("warn", "data", f"{type(module).__name__} does not say how it is dealt out to {num_ranks} ranks")
     plan = module.loader(0, num_ranks).plan
@@ -41,27 +48,30 @@ def shards_finding(data: Any, num_ranks: int) -> Finding:
     )
 
 
-def measured_pairs_per_second(path: Path) -> float:
-    """Of `mc2 bench loader --json`. Errors: ValueError if the file is something else."""
+def measured_per_worker(path: Path) -> tuple[float, int]:
+    """Pairs a second of a worker, and the edge of the images, of `mc2 bench loader --json`. Errors: ValueError if the file is something else."""
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
-        return float(figures["pairs_per_second"])
+        return float(figures["samples_per_second_of_a_worker"]), int(figures["sample"]["image_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--loader: found no pairs_per_second in {path}, need a file of `mc2 bench loader --json FILE`") from error
+        raise ValueError(f"--loader: found no figures in {path}, need a file of `mc2 bench loader --json FILE`") from error
 
 
-def loader_finding(measured: float | None, need: float) -> Finding:
+def loader_finding(measured: tuple[float, int] | None, need: float, workers: int, image_size: int) -> Finding:
     """`need`: pairs a second of one rank at the planned utilisation."""
     wanted = f"each rank needs {need:,.0f} pairs/s"
     if measured is None:
         return Finding("warn", "loader", f"{wanted}; measure with `mc2 bench loader --json FILE` on a node and give --loader FILE")
-    if measured < need:
+    of_one, size = measured
+    if size != image_size:
         return Finding(
-            "warn",
-            "loader",
-            f"{wanted}, {measured:,.0f} were measured: {need / measured:.1f} x too few, the GPU waits; raise data.num_workers",
+            "warn", "loader", f"{wanted}, but images of {size} px were measured; need `mc2 bench loader --image_size {image_size}`"
         )
-    return Finding("ok", "loader", f"{wanted}, {measured:,.0f} were measured")
+    given = of_one * max(1, workers)
+    text = f"{wanted}, {max(1, workers)} workers make {given:,.0f} where each has a core"
+    if given < need:
+        return Finding("warn", "loader", f"{text}: the GPU waits; set data.num_workers to {math.ceil(need / of_one)}")
+    return Finding("ok", "loader", text)
 
 
 def disk_finding(run: Path, checkpoint: float, keep: int) -> Finding:

@@ -123,8 +123,8 @@ def measured_peak(config: TwoTowerConfig, step: StepSettings) -> float:
     train()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         train()
-    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    return 12 * sum(weight.numel() for weight in towers.parameters()) + max(accumulate(changes))
+    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return 12.0 * sum(weight.numel() for weight in towers.parameters()) + float(max(accumulate(changes)))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,9 +18,11 @@ import pytest
 import torch.distributed as dist
 import yaml
 
+from mc2 import __version__
 from mc2.training.commands import main
 from mc2.training.heartbeat import Watch
 from mc2.training.nodes import NODE_LOST, Facts, Nodes, compare, gather_facts, network_message
+from tests.data.shards import small_tokenizer, write_folder
 from tests.processes import free_port, run_processes
 from tests.training.tiny import fit_config
 
@@ -52,12 +55,13 @@ def test_every_rank_hears_of_a_folder_that_is_not_shared(tmp_path: Path) -> None
     assert list((tmp_path / "shared").iterdir()) == []
 
 
-def fit_with_another_torch(config: Path, rank: int) -> str:
+def fit_on(config: Path, rank: int) -> str:
+    """What `mc2 fit` says; rank 1 has an older mc2."""
     os.environ["SLURMD_NODENAME"] = f"node{rank}"
     if rank == 1:
         import mc2.training.nodes
 
-        mc2.training.nodes.versions = lambda: {"mc2": "0.0.1"}  # type: ignore[assignment]
+        mc2.training.nodes.versions = lambda: {"mc2": "0.0.1"}
     try:
         main(["fit", "--config", str(config)])
     except ValueError as error:
@@ -65,12 +69,19 @@ def fit_with_another_torch(config: Path, rank: int) -> str:
     return ""
 
 
-def test_nodes_with_other_versions_do_not_train(tmp_path: Path) -> None:
-    settings = fit_config(tmp_path / "run", 2)
-    settings["trainer"] |= {"strategy": "ddp", "devices": 2}
-    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(settings))
-    said = run_processes(fit_with_another_torch, [(tmp_path / "fit.yaml", rank) for rank in (0, 1)], join=False, timeout=120)
-    assert "mc2: found 0.1.0 on node0 and 0.0.1 on node1, need the same on all nodes" in said[0]
+def test_nodes_with_other_versions_or_other_shards_do_not_train(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer(tmp_path / "tokenizer")
+    for rank in (0, 1):
+        settings = fit_config(tmp_path / "run", 2)
+        settings["trainer"] |= {"strategy": "ddp", "devices": 2, "limit_val_batches": 0}
+        shards = write_folder(tmp_path / f"shards{rank}", [3, 3 + rank])
+        preprocess = {"class_path": "mc2.data.preprocess.ImagePreprocess", "init_args": {"image_size": 16}}
+        data = {"shards": str(shards), "tokenizer": str(tokenizer), "batch_size": 2, "context_length": 8, "preprocess": preprocess}
+        settings["data"] = {"class_path": "mc2.data.datamodule.ShardDataModule", "init_args": data}
+        (tmp_path / f"{rank}.yaml").write_text(yaml.safe_dump(settings))
+    said = run_processes(fit_on, [(tmp_path / f"{rank}.yaml", rank) for rank in (0, 1)], join=False, timeout=240)
+    assert f"mc2: found {__version__} on node0 and 0.0.1 on node1, need the same on all nodes" in said[0]
+    assert re.search(r"data shards: found \w+ on node0 and \w+ on node1, need the same", said[0])
     assert said[0] == said[1]
 
 

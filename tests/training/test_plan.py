@@ -88,11 +88,16 @@ def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: P
     need = 0.4 * 989e12 / plan_of(fit_settings(recipe), None).pair_flops()
     assert f"warn loader: each rank needs {need:,.0f} pairs/s; measure with `mc2 bench loader --json FILE` on a node" in shown
     figures = tmp_path / "loader.json"
-    for measured, words in ((2 * need, "ok   loader: each"), (need / 3, "3.0 x too few, the GPU waits; raise data.num_workers")):
-        figures.write_text(json.dumps({"pairs_per_second": measured}))
+    few = f"2 workers make {need:,.0f} where each has a core: the GPU waits; set data.num_workers to 5"
+    for of_one, size, words in (
+        (need, 224, "ok   loader: each"),
+        (need / 4.5, 224, few.replace(f"{need:,.0f}", f"{need / 2.25:,.0f}")),
+        (need, 64, "need `mc2 bench loader --image_size 224`"),
+    ):
+        figures.write_text(json.dumps({"samples_per_second_of_a_worker": of_one, "sample": {"image_size": size}}))
         assert words in planned([*recipe, "--loader", str(figures)], capsys)
     figures.write_text("{}")
-    with pytest.raises(ValueError, match=r"--loader: found no pairs_per_second in .*loader.json, need a file of `mc2 bench loader"):
+    with pytest.raises(ValueError, match=r"--loader: found no figures in .*loader.json, need a file of `mc2 bench loader"):
         main(["plan", *recipe, "--loader", str(figures)])
 
 
@@ -132,6 +137,7 @@ def test_a_teacher_and_offload_are_counted(tmp_path: Path) -> None:
     plain = plan_of(fit_settings(recipe), 1000)
     taught = plan_of(fit_settings([*recipe, "--model.init_args.teacher.folder", str(tmp_path)]), 1000)
     assert (plain.step.cpu_offload, plain.step.teacher) == (True, 0)
+    assert plan_of(fit_settings([*recipe, "--model.init_args.teacher.folder", "nowhere"]), 1000).step == plain.step
     assert taught.step.teacher == sum(weight.numel() for weight in TwoTower(towers).parameters())
     assert taught.pair_flops() - plain.pair_flops() == PairFlops.of(meta_towers(towers)).forward(77)
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mc2.training import early_signals
 from mc2.training.checkpoints import checkpoint_folder, checkpoints_by_step, find_checkpoint, put_in_place
 from mc2.training.commands import main
 from tests.processes import run_processes
@@ -32,6 +33,10 @@ class SignalsAt(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._send("start", trainer.global_rank)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        if not trainer.sanity_checking:
+            (Path(trainer.default_root_dir) / "validated").touch()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         self._send("save", trainer.global_rank)
@@ -68,9 +73,28 @@ def test_a_signal_before_the_first_step_ends_the_run_without_one(tmp_path: Path,
     assert [signal.getsignal(number) for number in (TERM, USR1)] == handlers
 
 
+def test_a_job_that_is_preempted_while_it_starts_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes before torch is there; the mark tells the job's script, and only when a signal ended the run."""
+    mark, run = tmp_path / "mark", tmp_path / "run"
+    monkeypatch.setenv("MC2_REQUEUE", str(mark))
+    before = [signal.getsignal(number) for number in (TERM, USR1)]
+    try:
+        early_signals.keep()
+        os.kill(os.getpid(), USR1)
+        assert fit(run) == (128 + USR1, [])
+        assert mark.exists()
+        mark.unlink()
+    finally:
+        for number, handler in zip((TERM, USR1), before, strict=True):
+            signal.signal(number, handler)
+    assert fit(run)[0] == 0
+    assert not mark.exists()
+
+
 def disturbed_twice(run: Path) -> list[tuple[int, list[str]]]:
     """One rank gets a signal while step 2 is saved, then both get more of them while the step behind it is; then nobody."""
     first = fit(run, ("save", [TERM, TERM, USR1], 1), ("save", [TERM], 0), ranks=2)
+    assert not (run / "validated").exists(), "there was time for a validation"
     return [first, fit(run, ranks=2)]
 
 

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mc2.metadata.build import build_metadata
 from mc2.training.commands import main
+from tests.curation.pools import write_pool
 from tests.data.shards import small_tokenizer, write_folder
+from tests.engines.test_curation import WORDS
 from tests.processes import run_processes
 from tests.slurm_cluster import Cluster, cluster, wait_until, why_not
 from tests.training.test_commands import scalars
@@ -114,9 +117,7 @@ def test_a_run_that_was_preempted_and_ran_out_of_time_equals_one_that_was_never_
     said = slurm.output(job)
     for start in (1, 2, 3):
         assert f"job {job}, start {start}, on node[1-2]: runs/tiny-{job}" in said
-    assert said.count("and is queued again") == 2
-    assert "ended with status 143" in said
-    assert "ended with status 138" in said
+    assert said.count("has saved its place and is queued again") == 2
     assert os.listdir(run / "checkpoints/last.ckpt")
 
 
@@ -144,9 +145,8 @@ def test_a_node_that_freezes_is_named_and_the_job_goes_on_when_it_is_back(slurm:
     node = [slurm.daemons["node2"].pid, *processes(job, "node2")]
     for process in node:
         os.kill(process, signal.SIGSTOP)
-    wait_until(lambda: "and is queued again" in slurm.output(job), 60, lambda: slurm.output(job))
+    wait_until(lambda: f"job {job} is queued again" in slurm.output(job), 60, lambda: slurm.output(job))
     assert "mc2 fit on node1: node node2 has not answered for 6 s and counts as lost; the run ends here" in slurm.output(job)
-    assert "ended with status 220" in slurm.output(job)
     for process in node:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
@@ -188,7 +188,7 @@ def test_data_that_is_missing_on_one_node_ends_the_job_with_its_name(slurm: Clus
 
 def test_the_doctor_sees_that_nodes_do_not_share_a_folder(slurm: Cluster, other_disk: Path) -> None:
     (slurm.folder / "runs").mkdir(exist_ok=True)
-    doctor = ["srun", "--nodes=2", "--ntasks-per-node=1", other_disk / "mc2", "doctor", "--folder", "runs"]
+    doctor: list[str | Path] = ["srun", "--nodes=2", "--ntasks-per-node=1", other_disk / "mc2", "doctor", "--folder", "runs"]
     assert "ok   nodes: 2 agree, all of them see" in slurm.command(*doctor)
     done = subprocess.run(
         [*map(str, doctor)], env={**slurm.environment, "HIDDEN": "runs"}, capture_output=True, text=True, check=False, cwd=slurm.folder
@@ -196,3 +196,26 @@ def test_the_doctor_sees_that_nodes_do_not_share_a_folder(slurm: Cluster, other_
     assert done.returncode == 1
     assert f"fail folder: {slurm.folder}/runs of node1 is not to be seen on node2, need one folder for all nodes" in done.stdout
     assert "rank 0 of 2 on 2 nodes, meeting at 127.0.0.1:" in done.stdout
+
+
+def test_curation_is_queued_again_and_goes_on_and_a_checkpoint_is_evaluated_on_two_nodes(slurm: Cluster, config: dict[str, Any]) -> None:
+    """Both scripts at the same time, the first with the signal that SLURM sends before the time limit."""
+    write_pool(slurm.folder / "pool", num_shards=3)
+    build_metadata(slurm.folder / "metadata", [], WORDS, progress=False)
+    options = ["--pool", "pool", "--metadata", "metadata", "--english_threshold", "4", "--shard_pairs", "5", "--out", "curated"]
+    curation = slurm.submit("--cpus-per-task=1", SCRIPTS / "curate.sbatch", *options)
+    path, run = slurm.folder / "evaluated.yaml", slurm.folder / "evaluated"
+    path.write_text(
+        yaml.safe_dump({**config, "trainer": {**config["trainer"], "max_steps": 2, "callbacks": None, "default_root_dir": str(run)}})
+    )
+    slurm.wait(curation, "RUNNING")
+    wait_until(lambda: "start 1" in slurm.output(curation), 60, lambda: slurm.output(curation))
+    slurm.command("scancel", "--batch", "--signal=USR1", curation)
+    run_processes(undisturbed, [(path, run)] * 2, join=False, timeout=240)
+    evaluation = slurm.submit("--nodes=2", "--cpus-per-task=1", SCRIPTS / "evaluate.sbatch", "--config", path, "--ckpt_path", "last")
+    slurm.wait(evaluation, "COMPLETED")
+    assert "test/loss" in slurm.output(evaluation)
+    slurm.wait(curation, "COMPLETED")
+    assert f"job {curation} has to stop and is queued again" in slurm.output(curation)
+    assert "start 2" in slurm.output(curation)
+    assert list((slurm.folder / "curated/shards").glob("*.tar"))
