@@ -89,7 +89,6 @@ class Slip(Classification):
         """
         name = name or f"slip26_{dataset}"
         names, prompts = (of_dataset(Path(path), dataset) for path in (labels, templates))
-        prompts = [prompt.replace("{{", "{").replace("}}", "}") for prompt in prompts]
         check_prompts(f"{templates}: {dataset!r}", prompts)
         images: ImageSet
         label: Sequence[int] | IntArray

@@ -55,7 +55,10 @@ def dollar_street_rows(folder: Path, splits: Sequence[str]) -> Rows:
 
 def unique_rows(rows: Rows, key: str) -> Rows:
     """The first row of each key."""
-    return list({row[key]: row for row in reversed(rows)}.values())[::-1]
+    unique: dict[str, dict[str, str]] = {}
+    for row in rows:
+        unique.setdefault(row[key], row)
+    return list(unique.values())
 
 
 def synset_ids(where: str, row: dict[str, str]) -> list[int]:
@@ -102,7 +105,7 @@ class GeoDE(Classification):
 
 def geode_images(folder: Path) -> tuple[Rows, ImageFiles]:
     """The rows of index.csv and their images; `file_path` is below images/, or below the folder itself."""
-    rows = read_csv(folder / "index.csv", ("object", "file_path", "ip_country", "region"), GEODE)
+    rows = list(read_csv(folder / "index.csv", ("object", "file_path", "ip_country", "region"), GEODE))
     check_unique(str(folder / "index.csv"), "file_path", [row["file_path"] for row in rows])
     below = folder / "images" if (folder / "images").is_dir() and not rows[0]["file_path"].startswith("images/") else folder
     return rows, ImageFiles(below, [row["file_path"] for row in rows], GEODE)
@@ -119,15 +122,13 @@ class GLDv2(Classification):
     def __init__(self, folder: str, name: str = "gldv2") -> None:
         """folder: with the three CSV files and test/, either test/<id>.jpg or as it is distributed test/<a>/<b>/<c>/<id>.jpg."""
         root = Path(folder)
-        rows = read_csv(root / "retrieval_solution_v2.1.csv", ("id", "images", "Usage"), GLDV2)
-        queries = [row for row in rows if row["Usage"] in ("Private", "Public")]
-        landmark_of = {
-            row["id"]: row["landmark_id"] for row in read_csv(root / "index_image_to_landmark.csv", ("id", "landmark_id"), GLDV2)
-        }
-        category = {
-            row["landmark_id"]: row["category"]
-            for row in read_csv(root / "index_label_to_category.csv", ("landmark_id", "category"), GLDV2)
-        }
+        solution = read_csv(root / "retrieval_solution_v2.1.csv", ("id", "images", "Usage"), GLDV2)
+        queries = [row for row in solution if row["Usage"] in ("Private", "Public")]
+        wanted = {image for query in queries for image in query["images"].split()}
+        index = read_csv(root / "index_image_to_landmark.csv", ("id", "landmark_id"), GLDV2)
+        landmark_of = {row["id"]: row["landmark_id"] for row in index if row["id"] in wanted}
+        categories = read_csv(root / "index_label_to_category.csv", ("landmark_id", "category"), GLDV2)
+        category = {row["landmark_id"]: row["category"] for row in categories}
         shown = [landmarks(str(root), query, landmark_of, category) for query in queries]
         names = sorted({landmark_name(category[landmark]) for own in shown for landmark in own})
         position = {text: index for index, text in enumerate(names)}

@@ -45,12 +45,11 @@ class HeldOutPairs(Task):
         """
         if num_pairs < 2:
             raise ValueError(f"{name}: found num_pairs {num_pairs}, need at least 2")
-        pairs = read_pairs(need(Path(shards), SOURCE))
+        pairs = read_pairs(need(Path(shards), SOURCE), num_pairs, seed)
         if len(pairs) < 2:
             raise ValueError(f"{shards}: found {len(pairs)} pairs of image and caption, need at least 2; {SOURCE}")
-        chosen = storage.keyed_order(seed, "held_out", 0, pairs)[:num_pairs]
-        super().__init__(name, TarImages({key: pairs[key][0] for key in chosen}), (ALL_LANGUAGES,), {})
-        self.captions = [pairs[key][1] for key in chosen]
+        super().__init__(name, TarImages({key: image for key, (image, _) in pairs.items()}), (ALL_LANGUAGES,), {})
+        self.captions = [caption for _, caption in pairs.values()]
 
     def sample(self, num_images: int) -> HeldOutPairs:
         part, index = self.part(max(num_images, 2))
@@ -76,15 +75,17 @@ class HeldOutPairs(Task):
         return PREDICTIONS_SCHEMA.empty_table()
 
 
-def read_pairs(folder: Path) -> dict[str, tuple[Member, str]]:
-    """key -> (image, first caption) of the samples that have both."""
+def read_pairs(folder: Path, num_pairs: int, seed: int) -> dict[str, tuple[Member, str]]:
+    """key -> (image, first caption) of the first samples, in the order drawn by the seed, that have both."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: found no .tar file; {SOURCE}")
-    pairs = {}
-    for key, parts in read_index(tars).items():
-        texts: dict[str, Any] = {extension: parts[extension].read() for extension in ("txt", "json") if extension in parts}
+    samples, pairs = read_index(tars), {}
+    for key in storage.keyed_order(seed, "held_out", 0, samples):
+        texts: dict[str, Any] = {extension: samples[key][extension].read() for extension in ("txt", "json") if extension in samples[key]}
         record = parse({"__key__": key, "jpg": b"not decoded here"} | texts)
         if record.captions:
-            pairs[key] = (image_member(key, parts), record.captions[0].text)
+            pairs[key] = (image_member(key, samples[key]), record.captions[0].text)
+        if len(pairs) == num_pairs:
+            break
     return pairs

@@ -7,6 +7,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
@@ -100,6 +101,7 @@ def read_index(tars: Sequence[Path]) -> dict[str, dict[str, Member]]:
     index: dict[str, dict[str, Member]] = {}
     for path in tars:
         try:
+            num_bytes = path.stat().st_size
             with tarfile.open(path, "r:") as tar:
                 members = [member for member in tar if member.isfile()]
         except (OSError, tarfile.TarError) as error:
@@ -110,7 +112,7 @@ def read_index(tars: Sequence[Path]) -> dict[str, dict[str, Member]]:
             parts = index.setdefault(str(name.with_name(stem)), {})
             if extension.lower() in parts:
                 raise ValueError(f"{path}: {member.name!r} occurs twice; every key belongs to one sample")
-            if member.offset_data + member.size > path.stat().st_size:
+            if member.offset_data + member.size > num_bytes:
                 raise ValueError(f"{path}: cut off inside {member.name!r}; copy it again")
             parts[extension.lower()] = Member(path, member.offset_data, member.size)
     return index
@@ -134,8 +136,11 @@ class TarImages(ImageSet):
         self.identity = storage.fingerprint(["tars", [[str(tar.resolve()), tar.stat().st_size] for tar in tars], self.keys])
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        for member in self.members[start:stop]:
-            yield member.read()
+        for tar, members in groupby(self.members[start:stop], key=lambda member: member.tar):
+            with open(tar, "rb") as file:
+                for member in members:
+                    file.seek(member.offset)
+                    yield file.read(member.size)
 
 
 @final

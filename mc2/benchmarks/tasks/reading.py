@@ -32,17 +32,20 @@ def read_lines(path: Path, source: str) -> list[str]:
     return lines[:-1] if lines and not lines[-1] else lines
 
 
-def read_csv(path: Path, columns: Sequence[str], source: str) -> Rows:
-    """The rows of a CSV file with a header. Errors: ValueError for a missing column, or without a row."""
+def read_csv(path: Path, columns: Sequence[str], source: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file with a header, as they are asked for. Errors: ValueError for a missing column, or without a row."""
+    number = 0
     with open(need(path, source), encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(f"{path}: has no column {missing[0]!r}; need {', '.join(columns)}; {source}")
-        rows = list(reader)
-    if not rows:
+        for number, row in enumerate(reader, start=1):
+            if any(row[column] is None for column in columns):
+                raise ValueError(f"{path}: row {number} is cut off; {source}")
+            yield row
+    if number == 0:
         raise ValueError(f"{path}: found no row; {source}")
-    return rows
 
 
 def read_jsonl(path: Path, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
