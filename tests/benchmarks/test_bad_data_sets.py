@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,7 +118,7 @@ BROKEN: dict[str, Case] = {
         "'0_0' has label -1, need 0 to 3; this release hides the labels",
     ),
     "label out of range": (layouts.cvqa, lambda f: relabel(f, 4), lambda f: tasks.CVQA(str(f)), "'0_0' has label 4, need 0 to 3"),
-    "no questions": (layouts.cvqa, lambda f: [p.unlink() for p in f.glob("data/*")], lambda f: tasks.CVQA(str(f)), "found no parquet file"),
+    "no questions": (layouts.cvqa, lambda f: shutil.rmtree(f / "data"), lambda f: tasks.CVQA(str(f)), "found no parquet file"),
     "no class folder": (write_synsets, lambda _: None, imagenet, "found images of 3 of 1000 classes, none of 'n01491361'; .*image-net"),
     "strange class folder": (write_synsets, lambda f: (f / "val" / "cats").mkdir(), imagenet, "folder 'cats' is no class"),
     "no folder": (write_synsets, lambda _: None, lambda f: tasks.ImageNet(str(f / "nothing")), "nothing: not found; .*image-net.org"),

@@ -313,16 +313,16 @@ def test_geolocation_learns_countries_from_a_few_images(tmp_path: Path, kind: st
         task = tasks.GeoDEGeolocation(str(layouts.geode(tmp_path, num_images=120)), num_training=60)
     scored(task, "zxx")
     image = torch.randn(len(task.image_set.keys), DIM, generator=torch.Generator().manual_seed(0))
-    place = torch.from_numpy(task.label_N)  # type: ignore[attr-defined]
+    place = torch.from_numpy(task.label_N)
     image[torch.arange(len(place)), place] += 9.0  # the country is plain to see
     found = {score.protocol: score for score in task.score("zxx", image, torch.empty(0, DIM))}
     assert found["few-shot-10"].value > 0.9
     assert found["few-shot-5"].num_samples == (191 if kind == "dollar_street" else 60)
-    shots = task.shots  # type: ignore[attr-defined]
+    shots = task.shots
     assert set(shots[5]) <= set(shots[10])
-    assert not set(shots[25]) & set(task.test)  # type: ignore[attr-defined]
+    assert not set(shots[25]) & set(task.test)
     most = 3 if kind == "dollar_street" else 5  # there are 9 training images of three countries
-    assert np.bincount(task.label_N[shots[5]]).max() == most  # type: ignore[attr-defined]
+    assert np.bincount(task.label_N[shots[5]]).max() == most
 
 
 def test_held_out_pairs_give_alignment_and_uniformity(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_slip_sums_up_each_data_set_with_its_own_metric(tmp_path: Path) -> None:
         classes = [f"c{index}" for index in range(len(names[dataset]))]
         folder = layouts.class_folder(tmp_path / dataset / "test", classes[1:], per_class=3)
         layouts.class_folder(folder, classes[:1], per_class=8)  # uneven
-        task = tasks.Slip(dataset, labels, templates, folder=str(folder))  # type: ignore[arg-type]
+        task = tasks.Slip(dataset, labels, templates, folder=str(folder))
         found, image, vector = scored(task, "en")
         logits = image @ slow_classifier([[name] for name in names[dataset]], ["a photo of a {}.", 'the "{}"'], vector).T
         label = task.label_pairs[:, 1]
