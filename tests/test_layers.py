@@ -39,6 +39,7 @@ WITH_TORCH = {
     "mc2.bench.loader_speed",
     "mc2.bench.loss_speed",
     "mc2.bench.step_speed",
+    "mc2.bench.telemetry_cost",
 }  # what a torch-free part imports in a function, when its measurement was chosen
 HEAVY = {"torch", "lightning", "torchvision", "timm", "transformers", "open_clip", "torchmetrics", "webdataset"}
 
@@ -97,6 +98,7 @@ def test_imports_point_one_way(file: Path) -> None:
         ["bench", "loader", "--help"],
         ["bench", "loss", "--help"],
         ["bench", "step", "--help"],
+        ["bench", "telemetry", "--help"],
     ],
 )
 def test_help_is_light(argv: list[str]) -> None:

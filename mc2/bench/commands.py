@@ -1,4 +1,4 @@
-"""`mc2 bench match | automata | language-id | loader | loss | step`: measurements, with the baseline beside them."""
+"""`mc2 bench match | automata | language-id | loader | loss | step | telemetry`: measurements, with the baseline beside them."""
 
 from __future__ import annotations
 
@@ -251,10 +251,63 @@ def loader(
         storage.write_json(json, figures)
 
 
+def telemetry(
+    size: str = "tiny",
+    vocab_size: int = 8000,
+    batch: int = 64,
+    steps: int = 100,
+    log_every_n_steps: int = 10,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    device: Literal["cpu", "cuda"] | None = None,
+    json: Path | None = None,
+) -> None:
+    """Share of a training step that telemetry (and the guard against broken steps) takes.
+
+    Args:
+        size: Name of a file in experiments/models ("ViT-B-32"), or a path.
+        vocab_size: Rows of the token embedding.
+        batch: Pairs.
+        steps: Steps that count.
+        log_every_n_steps: As trainer.log_every_n_steps: how often numbers are written.
+        precision: As trainer.precision: 32-true or bf16-mixed.
+        device: By default a GPU where one is.
+        json: File to write the figures to.
+    """
+    from dataclasses import replace
+
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+    from mc2.bench.telemetry_cost import Setting, choose_device, measure
+    from mc2.interchange.convert import named_towers
+
+    if min(batch, steps, log_every_n_steps) < 1:
+        raise ValueError(f"bench telemetry: found batch {batch}, steps {steps}, log_every_n_steps {log_every_n_steps}; need all above 0")
+    towers = named_towers(size)
+    towers = replace(towers, text=replace(towers.text, vocab_size=vocab_size))
+    about = circumstances(("mc2", "torch", "lightning"))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)  # an error now, not after the measurement
+    chosen = choose_device(device)
+    figures = measure(Setting(towers, batch, steps, log_every_n_steps, chosen, precision))
+    shares = ", ".join(f"{name} {figures['seconds_of'][name] * 1e3:.3f} ms ({share:.2%})" for name, share in figures["share_of"].items())
+    print(f"{size}, batch {batch}, {precision}, {chosen}: a step takes {figures['seconds_per_step'] * 1e3:.1f} ms, of it {shares}")
+    if json is not None:
+        sample = {"size": size, "vocab_size": vocab_size, "batch": batch, "steps": steps, "log_every_n_steps": log_every_n_steps}
+        storage.write_json(json, {"sample": {**sample, "precision": precision, "device": chosen}, **figures, **about})
+
+
 def main(argv: list[str]) -> int:
     """Run `mc2 bench ...`; argv begins with "bench"."""
     from jsonargparse import auto_cli
 
-    components: Any = {"match": match, "automata": automata, "language-id": language_id, "loader": loader, "loss": loss, "step": step}
+    components: Any = {
+        "match": match,
+        "automata": automata,
+        "language-id": language_id,
+        "loader": loader,
+        "loss": loss,
+        "step": step,
+        "telemetry": telemetry,
+    }
     auto_cli(components, args=argv[1:], prog="mc2 bench", as_positional=False, description="Measurements of speed and memory.")
     return 0

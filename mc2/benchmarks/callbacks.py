@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from mc2 import storage
-from mc2.benchmarks.encode import Encoder, Preprocessing
+from mc2.benchmarks.encode import Encoder, ManyStudents, Preprocessing
 from mc2.benchmarks.evaluate import Evaluation, common_languages, evaluate_task
 from mc2.benchmarks.results import Result, write_results
 from mc2.benchmarks.table import HEADLINES, results_table
@@ -53,6 +54,7 @@ class MultilingualBenchmark(Callback):
         languages: list[str] | None = None,
         results: str | None = None,
         num_names: int = 0,
+        student: str | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +64,8 @@ class MultilingualBenchmark(Callback):
             languages: score only these; the protocol's name then says how many of the task's languages it has.
             results: the CSV file; null: `results.csv` in the run's log folder.
             num_names: answers to keep for each image in `predictions.parquet` beside the results; 0: no such file.
+            student: score this one of `model.students` instead of the module's own towers; everything is then named `<student>/...` and
+                lies in `<log folder>/<student>`.
         """
         if not tasks or len({task.name for task in tasks}) < len(tasks):
             raise ValueError(f"benchmarks: found tasks {[task.name for task in tasks]}; need at least one, with different names")
@@ -72,13 +76,14 @@ class MultilingualBenchmark(Callback):
             raise ValueError(f"benchmarks: no task has the language {unknown[0]!r}; leave it out")
         self.tasks, self.every_n_steps, self.batch_size = tasks, every_n_steps, batch_size
         self.languages = [task.languages if languages is None else common_languages(task, languages) for task in tasks]
-        self.results, self.num_names = results, num_names
+        self.results, self.num_names, self.student = results, num_names, student
         self._evaluated, self._evaluated_step = False, 0
+        self.seconds = 0.0  # spent so far
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
         """Errors: ValueError for a module or a data module that cannot be evaluated, before anything is trained."""
         if trainer.state.fn != TrainerFn.PREDICTING:  # nothing is evaluated there
-            encoder_and_data(trainer, pl_module)
+            encoder_and_data(trainer, pl_module, self.student)
         self._evaluated = False
 
     def teardown(self, trainer: Trainer, *_: object, **__: object) -> None:
@@ -92,7 +97,7 @@ class MultilingualBenchmark(Callback):
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step > self._evaluated_step:  # once, not for every accumulated batch
             results = self.evaluate(trainer, pl_module)
-            pl_module.log_dict(scalars(results, means_only=True), logger=False)
+            pl_module.log_dict(self._scalars(results, means_only=True), logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A step just evaluated is only shown; a run that a signal or a time limit stopped early has no time left (use `mc2 test`)."""
@@ -110,25 +115,30 @@ class MultilingualBenchmark(Callback):
 
     def _evaluate_and_show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         results = self.evaluate(trainer, pl_module)
-        pl_module.log_dict(scalars(results, means_only=True), logger=False, sync_dist=True)
+        pl_module.log_dict(self._scalars(results, means_only=True), logger=False, sync_dist=True)
         show(trainer, results)
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> list[Result]:
         """Score all tasks, write and log. Called on all ranks; returns the same on each."""
-        encoder, data = encoder_and_data(trainer, pl_module)
+        start = perf_counter()
+        encoder, data = encoder_and_data(trainer, pl_module, self.student)
         with evaluation_mode(pl_module), isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
             evaluations = [
                 evaluate_task(encoder, data, task, self.batch_size, pl_module.device, languages, self.num_names)
                 for task, languages in zip(self.tasks, self.languages, strict=True)
             ]
         results = [row for evaluation in evaluations for row in evaluation.results]
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective: read on all ranks
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / (self.student or "")  # log_dir is collective: read on all ranks
         if trainer.is_global_zero:
             self._write(Path(self.results) if self.results else folder / "results.csv", trainer, results, evaluations)
         for logger in trainer.loggers:
-            logger.log_metrics(scalars(results), step=trainer.global_step)
+            logger.log_metrics(self._scalars(results), step=trainer.global_step)
         self._evaluated, self._evaluated_step, self._results = True, trainer.global_step, results
+        self.seconds += perf_counter() - start
         return results
+
+    def _scalars(self, results: Iterable[Result], means_only: bool = False) -> dict[str, float]:
+        return {f"{self.student}/{name}" if self.student else name: value for name, value in scalars(results, means_only).items()}
 
     def _write(self, path: Path, trainer: Trainer, results: list[Result], evaluations: list[Evaluation]) -> None:
         write_results(path, results)
@@ -139,8 +149,12 @@ class MultilingualBenchmark(Callback):
                 pq.write_table(pa.concat_tables([evaluation.predictions for evaluation in evaluations]), file)
 
 
-def encoder_and_data(trainer: Trainer, pl_module: LightningModule) -> tuple[Encoder, Preprocessing]:
-    """The module and the data module, as a benchmark sees them. Errors: ValueError if they are not what it needs."""
+def encoder_and_data(trainer: Trainer, pl_module: LightningModule, student: str | None = None) -> tuple[Encoder, Preprocessing]:
+    """The module (or one of its students) and the data module, as a benchmark sees them. Errors: ValueError if they are not what it needs."""
+    if student is not None:
+        if not isinstance(pl_module, ManyStudents):
+            raise ValueError(f"benchmarks: found student {student!r} for {type(pl_module).__name__}, which has none; leave it out")
+        return pl_module.student(student)
     datamodule: object = trainer.datamodule  # type: ignore[attr-defined]  # set by the Trainer, declared nowhere
     if not isinstance(pl_module, Encoder):
         raise ValueError(f"benchmarks: {type(pl_module).__name__} has no encode_image and encode_text; need both on the module")

@@ -59,6 +59,14 @@ class Preprocessing(Protocol):
     def preprocess(self) -> ImageTransform: ...
 
 
+@runtime_checkable
+class ManyStudents(Protocol):
+    """A module that trains several models at once."""
+
+    def student(self, name: str, /) -> tuple[Encoder, Preprocessing]:
+        """One of them, with how texts and images are prepared for it. Errors: ValueError for a name that is none."""
+
+
 def this_rank() -> tuple[int, int]:
     """(rank, number of ranks); (0, 1) without torch.distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 from lightning.pytorch import LightningDataModule
@@ -17,6 +18,7 @@ from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing
 from mc2.data.shard_reader import ShardFolder, ShardReader, open_folder
 from mc2.data.shard_stream import Plan
 from mc2.data.tokenizer import Tokenizer
+from mc2.data.views import ViewConfig, Views
 
 
 class ShardDataModule(LightningDataModule):
@@ -83,6 +85,7 @@ class ShardDataModule(LightningDataModule):
         self.tokenizer = Tokenizer(tokenizer, context_length)
         self.vocab_size, self.eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
         self._folder: ShardFolder | None = None
+        self._views = Views()
         self._maker = SampleMaker(preprocess, seed, None, self.languages, self.without)
         self._train: Loader | None = None
         self._val_drops: Counter[str] = Counter()
@@ -96,7 +99,12 @@ class ShardDataModule(LightningDataModule):
         if stage == "fit" and self._folder is None:
             self._folder = open_folder(self.shards)
             probabilities = None if self.balance is None else Balance.load(self.balance).probabilities
-            self._maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without)
+            self._maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without, self._views)
+
+    def show(self, views: Mapping[str, ViewConfig]) -> None:
+        """From now on batches also have what these models read, where it differs. Errors: ValueError for a tokenizer that is not there."""
+        self._views = Views.needed(views, self.tokenizer, self.preprocess)
+        self._maker = replace(self._maker, views=self._views)
 
     def train_dataloader(self) -> Loader:
         """The one loader of the run: Lightning saves and restores its state."""
@@ -130,7 +138,7 @@ class ShardDataModule(LightningDataModule):
                 f"{folder}: found {len(samples)} usable pairs for validation, need at least one for each of {world_size} ranks"
             )
         starts = range(rank * rows, len(samples) - world_size * rows + rank * rows + 1, world_size * rows)
-        return FixedBatches([collate(samples[start : start + rows], self.tokenizer) for start in starts])
+        return FixedBatches([collate(samples[start : start + rows], self.tokenizer, self._views) for start in starts])
 
     def test_dataloader(self) -> FixedBatches:
         """The validation set; the benchmarks of `mc2 test` bring their own images."""

@@ -110,7 +110,9 @@ class BatchStream(IterableDataset[Delivery | str]):
             drops = sum((streams[stream].drops for stream in own), Counter())
             for stream in own:
                 streams[stream].drops.clear()
-            yield Delivery(collate(samples, self.tokenizer), {stream: streams[stream].position for stream in own}, dict(drops))
+            yield Delivery(
+                collate(samples, self.tokenizer, self.maker.views), {stream: streams[stream].position for stream in own}, dict(drops)
+            )
 
 
 def leave_signals_to_the_parent() -> None:

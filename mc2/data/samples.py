@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,16 +19,18 @@ from mc2.data.batch import PairBatch
 from mc2.data.preprocess import BrokenImage, HugeImage, ImagePreprocess
 from mc2.data.shard_reader import Record, ShardReader
 from mc2.data.tokenizer import Tokenizer
+from mc2.data.views import Views
 from mc2.records import PackedCaption
 
 
 class Sample(NamedTuple):
-    """One image, uint8 (3, H, W), with one caption."""
+    """One image, uint8 (3, H, W), with one caption. others: the same crop in the sizes of `Views`."""
 
     image: Tensor
     text: str
     language: str
     key: str
+    others: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SampleMaker:
     probabilities: Mapping[str, FloatArray] | None = None
     languages: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
+    views: Views = field(default_factory=Views)
 
     def takes(self, language: str) -> bool:
         """Whether captions of this language are used."""
@@ -73,14 +76,15 @@ class SampleMaker:
         try:
             image = record.image
             if isinstance(image, bytes):
-                image = self.preprocess.decode(image)
+                image = self.views.decoder(self.preprocess).decode(image)
                 reader.keep_decoded(record, image)
-            pixels = self.preprocess.train(image, storage.keyed_hash(self.seed, "crop", epoch, record.key))
+            seed = storage.keyed_hash(self.seed, "crop", epoch, record.key)
+            pixels, others = self.preprocess.train(image, seed), self.views.crops(self.preprocess, image, seed)
         except BrokenImage:
             return "broken_image"
         except HugeImage:
             return "huge_image"
-        return Sample(pixels, caption.text, caption.language, record.key)
+        return Sample(pixels, caption.text, caption.language, record.key, others)
 
     def evaluate(self, record: Record) -> Sample | str:
         """A sample with the evaluation transform and the caption of pass 0, not balanced away, or the reason why there is none."""
@@ -89,11 +93,12 @@ class SampleMaker:
             return caption
         assert isinstance(record.image, bytes)
         try:
-            return Sample(self.preprocess.evaluate(record.image), caption.text, caption.language, record.key)
+            pixels, others = self.preprocess.evaluate(record.image), self.views.centres(self.preprocess, record.image)
         except BrokenImage:
             return "broken_image"
         except HugeImage:
             return "huge_image"
+        return Sample(pixels, caption.text, caption.language, record.key, others)
 
 
 def drop_reasons(record: Record, sample: Sample | str) -> list[str]:
@@ -107,8 +112,9 @@ def nothing_usable(reasons: Counter[str]) -> ValueError:
     return ValueError(f"data: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")
 
 
-def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> PairBatch:
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, views: Views = Views()) -> PairBatch:  # noqa: B008  (frozen)
     """The batch of B samples; a worker puts the images into shared memory at once."""
-    tokens = tokenizer([sample.text for sample in samples])
-    images: Tensor = default_collate([sample.image for sample in samples])
-    return PairBatch(images, tokens, [sample.language for sample in samples], [sample.key for sample in samples])
+    texts = [sample.text for sample in samples]
+    tokens, images = tokenizer(texts), default_collate([sample.image for sample in samples])
+    made = views.batch(images, [sample.others for sample in samples], tokens, texts)
+    return PairBatch(images, tokens, [sample.language for sample in samples], [sample.key for sample in samples], made)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mc2.model.two_tower import TwoTower
 
 TOWERS, EMA_TOWERS = "towers.", "ema_towers."  # prefixes of the weights in the training module
+STUDENTS, EMA_STUDENTS = "students.", "ema_students."  # those of further students, before their names
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +51,7 @@ def export(
     ckpt_path: Path | None = None,
     to: Literal["mc2", "open_clip", "transformers", "timm", "onnx"] = "mc2",
     ema: bool = False,
+    student: str | None = None,
 ) -> None:
     """Write a checkpoint of training as a model folder that mc2.load reads, or a model in the form of another tool.
 
@@ -60,23 +62,30 @@ def export(
         ckpt_path: Checkpoint of the run: a file, or the folder of a sharded one.
         to: "mc2", or a folder for open_clip ("local-dir:..."), transformers (MetaClip2Model), timm (vision tower alone) or ONNX (both towers).
         ema: Take the moving average of the weights (model.init_args.ema of the run) instead of the weights of the last step.
+        student: Take this one of the run's further students (model.init_args.students).
     """
     from mc2.interchange.convert import export_model
     from mc2.interchange.model_directory import Clip, load, save
+    from mc2.training.distillation import StudentConfig, student_inputs
 
     if (model is None) == (config is None or ckpt_path is None):
         raise ValueError("export: need either --model, or --config and --ckpt_path of a run")
     if model is not None:
         if to == "mc2":
             raise ValueError(f"{model}: is a model folder already; say with --to for which tool it should be written")
-        if ema:
-            raise ValueError(f"{model}: found --ema with a model folder, need a checkpoint, which can have an average; leave it out")
+        if ema or student:
+            raise ValueError(f"{model}: found --ema or --student with a model folder, need a checkpoint, which can have them; leave it out")
         clip = load(model)
     else:
         assert config is not None
         assert ckpt_path is not None
         data = data_module(config)
-        clip = Clip(read_towers(ckpt_path, ema), data.tokenizer, data.preprocess)
+        towers = read_towers(ckpt_path, ema, student)
+        tokenizer, preprocess = data.tokenizer, data.preprocess
+        if student:
+            settings = StudentConfig(towers.config, tokenizer_of_student(config, student))
+            tokenizer, preprocess = student_inputs(settings, tokenizer, preprocess)
+        clip = Clip(towers, tokenizer, preprocess)
     if to == "mc2":
         save(out, clip.towers, clip.tokenizer, clip.preprocess)
         print(f"{out}: written; read it with mc2.load({str(out)!r})")
@@ -91,8 +100,15 @@ def differences(report: dict[str, Any]) -> str:
     return ", ".join(f"{name} {report[name]:.2g}" for name in shown if report[name] is not None)
 
 
-def read_towers(ckpt_path: Path, ema: bool = False) -> TwoTower:
-    """The towers in a checkpoint, or their moving average. Errors: ValueError for a checkpoint of something else, or weights that do not fit its configuration."""
+def tokenizer_of_student(config: Path, student: str) -> Path | None:
+    """Its folder, as a run's config.yaml has it; None for the tokenizer of the data."""
+    settings = read_section(config, "model")
+    path = (settings.get("init_args", settings).get("students") or {}).get(student, {}).get("tokenizer")
+    return None if path is None else Path(path)
+
+
+def read_towers(ckpt_path: Path, ema: bool = False, student: str | None = None) -> TwoTower:
+    """The towers in a checkpoint, or one of its further students, or the moving average. Errors: ValueError for a checkpoint of something else, or weights that do not fit its configuration."""
     from mc2.interchange.checkpoint import read_checkpoint
     from mc2.model.two_tower import TwoTower, TwoTowerConfig
     from mc2.model.weights import check_shapes
@@ -100,10 +116,15 @@ def read_towers(ckpt_path: Path, ema: bool = False) -> TwoTower:
     checkpoint = read_checkpoint(ckpt_path)
     if "towers" not in checkpoint.values:
         raise ValueError(f"{ckpt_path}: does not say which towers it holds; need a checkpoint of mc2's ContrastiveModule")
-    towers = TwoTower(TwoTowerConfig.from_json(checkpoint.values["towers"]))
+    students = checkpoint.values.get("students") or {}
+    if student and student not in students:
+        raise ValueError(f"{ckpt_path}: found students {list(students)}, need {student!r}; give one of them, or leave --student out")
+    towers = TwoTower(TwoTowerConfig.from_json(students[student] if student else checkpoint.values["towers"]))
     if ema and not checkpoint.values.get("ema"):
         raise ValueError(f"{ckpt_path}: has no moving average; leave --ema out, or train with model.init_args.ema")
     prefix = EMA_TOWERS if ema else TOWERS
+    if student:
+        prefix = f"{EMA_STUDENTS if ema else STUDENTS}{student}."
     weights = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.weights.items() if name.startswith(prefix)}
     need = {name: tensor.shape for name, tensor in towers.state_dict().items()}
     check_shapes(str(ckpt_path), {name: tensor.shape for name, tensor in weights.items()}, need)

@@ -2,7 +2,7 @@
 
 vision.onnx   pixels: normalised fp32 (N, 3, H, W) -> image: (N, D) of unit length
 text.onnx     tokens: int64 (T, L), L the context length, padded -> text: (T, D) of unit length
-model.json    context length, image size, mean, std, logit scale
+model.json    context length, image size, mean, std, logit scale, logit bias (null without one)
 tokenizer files, see `tokenizer_files`
 """
 
@@ -71,4 +71,5 @@ def open_side(folder: Path) -> OtherSide:
         source = session.get_inputs()[0].name
         return lambda batch: torch.from_numpy(session.run(None, {source: batch.numpy()})[0])
 
-    return OtherSide(run(VISION), encode_tokens=run(TEXT), logit_scale=float(storage.read_json(folder / CARD)["logit_scale"]))
+    card = storage.read_json(folder / CARD)
+    return OtherSide(run(VISION), encode_tokens=run(TEXT), logit_scale=float(card["logit_scale"]), logit_bias=card["logit_bias"])

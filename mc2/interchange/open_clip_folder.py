@@ -159,7 +159,8 @@ def side(model: Any, transform: Any, tokens: Callable[[list[str]], Tensor]) -> O
     def pixels(images: list[Image.Image]) -> Tensor:
         return torch.stack([transform(image) for image in images])
 
-    return OtherSide(model.encode_image, pixels, model.encode_text, tokens, float(model.logit_scale.detach().exp()))
+    bias = None if model.logit_bias is None else float(model.logit_bias)
+    return OtherSide(model.encode_image, pixels, model.encode_text, tokens, float(model.logit_scale.detach().exp()), bias)
 
 
 def transformers_tokens(tokenizer: Tokenizer) -> Callable[[list[str]], Tensor]:

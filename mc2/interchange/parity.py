@@ -40,6 +40,7 @@ class OtherSide:
     encode_tokens: Callable[[Tensor], Tensor] | None = None
     tokens: Callable[[list[str]], Tensor] | None = None
     logit_scale: float | None = None
+    logit_bias: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def parity(clip: Clip, other: OtherSide) -> Parity:
         text_TD, other_text_TD = clip.towers.encode_text(ids), unit(other.encode_tokens(ids))
         text_features = largest(text_TD - other_text_TD)
         if other.logit_scale is not None:
-            logits = largest(clip.logit_scale * image_ND @ text_TD.T - other.logit_scale * other_image_ND @ other_text_TD.T)
+            difference = clip.logit_scale * image_ND @ text_TD.T - other.logit_scale * other_image_ND @ other_text_TD.T
+            logits = largest(difference + (clip.logit_bias or 0.0) - (other.logit_bias or 0.0))
     return Parity(
         largest(image_ND - other_image_ND), text_features, logits, pixel_levels, other_ids, len(images), len(texts), levels.shape[-1]
     )

@@ -97,6 +97,7 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"checkpoints.every_n_minutes: found {every_n_minutes}, need a number above 0, or null")
         self.every_n_steps, self.keep, self.every_n_minutes, self.async_save = every_n_steps, keep, every_n_minutes, async_save
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.seconds = 0.0  # that training has waited for
         self._pending: Future[None] | None = None
         self._group: dist.ProcessGroup | None = None  # of the writing threads: training's own exchanges must not come in between
 
@@ -133,6 +134,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write under a temporary name, rename, then prune. All ranks call it; rank 0 renames and prunes."""
+        start = monotonic()
         self._finish(trainer)
         final = checkpoint_folder(trainer.default_root_dir) / f"step={trainer.global_step}.ckpt"
         temporary = final.with_name(f".{final.name}.tmp")
@@ -148,6 +150,7 @@ class Checkpoints(Checkpoint):
         if not self.async_save:
             self._finish(trainer)
         self._start_clock(trainer)
+        self.seconds += monotonic() - start
 
     def _write(self, checkpoint: dict[str, Any], temporary: Path, final: Path, parts: bool, is_global_zero: bool) -> None:
         if parts:
@@ -236,12 +239,14 @@ def differences(found: Any, need: Any, name: str = "towers") -> list[str]:
     return [] if same else [f"{name}: found {found}, need {need}"]
 
 
-def check_checkpoint(path: Path, need: dict[str, Any], reads_folders: bool, ema: bool = False) -> None:
+def check_checkpoint(
+    path: Path, need: dict[str, Any], reads_folders: bool, ema: bool = False, students: dict[str, Any] | None = None
+) -> None:
     """Errors: ValueError if the checkpoint was written by towers of another shape, has or lacks a moving average, is cut short, or is a folder that the
     strategy cannot read.
     """
     values = read_values(path)
-    different = differences(values["towers"], need)
+    different = differences(values["towers"], need) + differences(values.get("students", {}), students or {}, "students")
     if values.get("ema", False) != ema:
         different.append(f"ema: found {'no moving average' if ema else 'a moving average'}, need {'one' if ema else 'none'}")
     if different:

@@ -11,6 +11,7 @@ import re
 import signal
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
+from mc2.data.tokenizer import Tokenizer
+from mc2.data.views import Views
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.checkpoints import (
     LAST,
@@ -34,9 +37,9 @@ from mc2.training.checkpoints import (
     find_checkpoint,
     saves_parts,
 )
-from mc2.training.distillation import check_teacher
+from mc2.training.distillation import needed_views
 from mc2.training.guards import Guard
-from mc2.training.initial_weights import check_initial_weights, check_tokenizer
+from mc2.training.initial_weights import TOWERS, Tower, check_initial_weights, check_tokenizer
 from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.nodes import Nodes, network_message
 from mc2.training.parallel import FSDP2Strategy
@@ -116,16 +119,16 @@ class Commands(LightningCLI):
                 if self.subcommand == "fit":
                     check_ranks(self.datamodule, self.trainer.world_size)
                 check_micro_batches(self.model.micro_batches, self.datamodule.batch_size)
-            if self.subcommand == "fit" and self.model.teacher_config is not None:
-                check_teacher(self.model.teacher_config, self.model.tower_config)
-                if isinstance(self.datamodule, ShardDataModule):
-                    check_tokenizer(self.datamodule.tokenizer, self.model.teacher_config.folder, "model.teacher")
+                views = needed_views(self.model.teacher_config if self.subcommand == "fit" else None, self.model.students_config)
+                Views.needed(views, self.datamodule.tokenizer, self.datamodule.preprocess)  # what is missing is missed now
             if path is not None:
                 reads_folders = isinstance(self.trainer.strategy, FSDP2Strategy)
-                check_checkpoint(path, self.model.tower_config.to_json(), reads_folders, self.model.ema is not None)
-                self.model.init_from = None  # the checkpoint has every weight; the folder need not be there any more
-            elif self.model.init_from is not None:
-                check_beginning(self.model.init_from, self.model, self.datamodule)
+                check_checkpoint(
+                    path, self.model.tower_config.to_json(), reads_folders, self.model.ema is not None, self.model.students_json()
+                )
+                self.model.forget_beginning()
+            else:
+                check_beginning(self.model, self.datamodule)
         if settings["ckpt_path"] is not None and self.subcommand == "fit":
             rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")
         settings["ckpt_path"] = None if path is None else str(path)
@@ -174,12 +177,19 @@ def check_ranks(data: ShardDataModule, world_size: int) -> None:
     data.loader(0, world_size)
 
 
-def check_beginning(folder: Path, model: ContrastiveModule, data: LightningDataModule) -> None:
-    """Say what of a model folder is changed on loading. Errors: ValueError if it does not fit the towers or the tokenizer."""
-    notes = check_initial_weights(folder, model.tower_config, model.init_towers)
-    if isinstance(data, ShardDataModule) and "text" in model.init_towers:
-        check_tokenizer(data.tokenizer, folder)
-    rank_zero_only(print)(f"weights: {', '.join(model.init_towers)} of {folder}" + "".join(f"; {note}" for note in notes))
+def check_beginning(model: ContrastiveModule, data: LightningDataModule) -> None:
+    """Say what of model folders is changed on loading. Errors: ValueError if one does not fit its towers or their tokenizer."""
+    students = model.students_config.items()
+    beginnings: list[tuple[str, Path | None, TwoTowerConfig, Sequence[Tower], Path | None]]
+    beginnings = [("weights", model.init_from, model.tower_config, model.init_towers, None)]
+    beginnings += [(f"weights of {name}", each.init_from, each.towers, TOWERS, each.tokenizer) for name, each in students]
+    for what, folder, config, towers, path in beginnings:
+        if folder is None:
+            continue
+        notes = check_initial_weights(folder, config, towers)
+        if isinstance(data, ShardDataModule) and "text" in towers:
+            check_tokenizer(data.tokenizer if path is None else Tokenizer(path, config.text.context_length), folder)
+        rank_zero_only(print)(f"{what}: {', '.join(towers)} of {folder}" + "".join(f"; {note}" for note in notes))
 
 
 def one_line(message: str) -> str:

@@ -131,11 +131,11 @@ def load_initial_weights(towers: TwoTower, folder: Path, only: Collection[Tower]
     load_towers(towers, folder / WEIGHTS, parts_of(only, read_tower_config(folder), towers.config))
 
 
-def check_tokenizer(found: Tokenizer, folder: Path, setting: str = "model.init_from") -> None:
+def check_tokenizer(found: Tokenizer, folder: Path) -> None:
     """Errors: ValueError if a model folder's text tower learned other pieces under the same ids."""
     need = Tokenizer(folder, found.context_length)
     size = found.pieces.get_piece_size()
     if size != need.pieces.get_piece_size() or any(found.pieces.id_to_piece(i) != need.pieces.id_to_piece(i) for i in range(size)):
         raise ValueError(
-            f"data.tokenizer: found other pieces in {found.path} than {setting} was trained with; give data.tokenizer: {folder}"
+            f"data.tokenizer: found other pieces in {found.path} than model.init_from was trained with; give data.tokenizer: {folder}"
         )

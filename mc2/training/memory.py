@@ -6,7 +6,7 @@ G pairs of all ranks, D embedding, S ranks that share the weights.
 
     weights, gradients, moments   4 P / S, 4 T / S, 8 T / S for P parameters of which T are trained, all fp32; with a lazy vocabulary no gradients of the table
     average                       4 P / S with a moving average of the weights
-    teacher                       4 P of the teacher, c P more with bf16-mixed, and G (8 D + 4) for its features of all pairs and their gradients
+    teacher                       4 P / S of the teacher, with S = 1 and bf16-mixed c P more, and G (8 D + 4) for its features of all pairs and their gradients
     gathered                      S > 1: two blocks in c, and for their gradients one in c and one in fp32; what of the larger tower is outside blocks, in c.
                                   S = 1: with bf16-mixed autocast's copy of the weights, c P
     token rows                    the rows of B L ids in c, their gradients in fp32 twice (S > 1; at most the table)
@@ -166,7 +166,8 @@ def memory_per_gpu(shapes: dict[str, TowerShape], step: StepSettings, num_gpus: 
     state = state_bytes(shapes, step, frozenset({"table"} if step.cpu_offload else {"blocks", "table"}))
     parts = {name: number / shards for name, number in state.items()}
     if step.teacher:
-        parts["teacher"] = (4 + (compute if step.mixed else 0)) * step.teacher + step.all_pairs * (8 * step.embed_dim + 4)
+        copy = compute if step.mixed and shards == 1 else 0
+        parts["teacher"] = (4 / shards + copy) * step.teacher + step.all_pairs * (8 * step.embed_dim + 4)
     if shards > 1:
         block, rest = max(shape.block for shape in towers), max(shape.rest for shape in towers)
         ids = min(pairs * step.tokens, shapes["text"].table / shapes["text"].width)

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mc2.data.batch import PairBatch
+from mc2.data.batch import PairBatch, View
+from mc2.data.datamodule import ShardDataModule
 from mc2.model.loss import ContrastiveLoss, PairLoss, bias_message
 from mc2.model.ranks import BatchSizes
 from mc2.model.two_tower import Features, TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
-from mc2.training.distillation import Teacher, TeacherConfig, check_teacher
+from mc2.training.distillation import (
+    TEACHER,
+    StudentConfig,
+    StudentEncoder,
+    StudentInputs,
+    Teacher,
+    TeacherConfig,
+    TeacherFeatures,
+    build_teacher,
+    checked_view,
+    complete_students,
+    needed_views,
+    student_inputs,
+)
 from mc2.training.ema import EmaConfig, decay_at, follow
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.lazy_rows import LazyRows, check_lazy_rows, hide_from_ddp
@@ -70,6 +88,8 @@ class ContrastiveModule(LightningModule):
     ema: a moving average of the weights beside them, which validation and benchmarks see; `mc2 export --ema true` takes it.
 
     teacher: a model folder whose similarities of each batch the student learns beside the pairs (train/distillation; train/loss stays the contrastive term).
+    students: further towers by their names, which learn from the same teacher's features what each would learn alone: they share its forward pass, the data, and the
+    optimizer's settings. They log students/<name>/loss, distillation, logit_scale and val_loss; `mc2 export --student <name>` writes one.
     """
 
     def __init__(
@@ -84,6 +104,7 @@ class ContrastiveModule(LightningModule):
         locked: Sequence[Tower] = (),
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008  (frozen)
         teacher: TeacherConfig | None = None,
+        students: dict[str, StudentConfig] | None = None,
         ema: EmaConfig | None = None,
     ) -> None:
         super().__init__()
@@ -100,27 +121,47 @@ class ContrastiveModule(LightningModule):
         self.loss = loss or ContrastiveLoss()
         if self.loss.needs_bias != (towers.init_logit_bias is not None):
             raise ValueError(f"model.loss: {bias_message(self.loss, towers.init_logit_bias is not None)}")
+        self.students_config = complete_students(students or {}, towers, teacher)
+        for name, student in self.students_config.items():
+            if self.loss.needs_bias != (student.towers.init_logit_bias is not None):
+                raise ValueError(f"model.students.{name}: {bias_message(self.loss, student.towers.init_logit_bias is not None)}")
+        if optimizer.vocabulary == "lazy" and students:
+            raise ValueError(
+                f"optimizer.vocabulary: found lazy with model.students {list(students)}, need dense; or train one student a run"
+            )
         if optimizer.vocabulary == "lazy" and ema is not None:
             raise ValueError("optimizer.vocabulary: found lazy with model.ema, need dense (the average moves with every row in every step)")
         self.ema, self.teacher_config = ema, teacher
         self._teacher: Teacher | None = None
+        self.losses = {None: self.loss, **{name: deepcopy(self.loss) for name in self.students_config}}  # each keeps its own pair_losses
         self.lazy_rows: LazyRows | None = None  # makes the steps of the token embedding with vocabulary: lazy
 
     def configure_model(self) -> None:
         if "towers" in self._modules:  # runs once per stage (fit, validate, ...): only the first call may build and shard
             return
-        self.towers = self._ready(TwoTower(self.tower_config))
+        self.towers = self._ready(self.tower_config, self.init_from, self.init_towers, self.locked)
+        students = self.students_config.items()
+        self.students = nn.ModuleDict({name: self._ready(student.towers, student.init_from) for name, student in students})
         if self.optimizer_config.vocabulary == "lazy":
             hide_from_ddp(self, "towers.text.token_embedding.weight")
         if self.ema is not None:
-            self.ema_towers = self._ready(TwoTower(self.tower_config).requires_grad_(False))
-            follow(self.ema_towers, self.towers, decay=0.0)
+            self.ema_towers = self._ready(self.tower_config, trained=False)
+            self.ema_students = nn.ModuleDict({name: self._ready(student.towers, trained=False) for name, student in students})
+            self._follow(decay=0.0)
 
-    def _ready(self, towers: TwoTower) -> TwoTower:
-        """The towers with the weights to begin from, locked, compiled and sharded as the settings say."""
-        if self.init_from is not None and self.trainer.is_global_zero:  # DDP and `shard` give the others what rank 0 has
-            load_initial_weights(towers, self.init_from, self.init_towers)
-        towers.lock(self.locked)
+    def _ready(
+        self,
+        config: TwoTowerConfig,
+        init_from: Path | None = None,
+        init_towers: Sequence[Tower] = TOWERS,
+        locked: Sequence[Tower] = (),
+        trained: bool = True,
+    ) -> TwoTower:
+        """Towers with the weights to begin from, locked, compiled and sharded as the settings say."""
+        towers = TwoTower(config).requires_grad_(trained)
+        if init_from is not None and self.trainer.is_global_zero:  # DDP and `shard` give the others what rank 0 has
+            load_initial_weights(towers, init_from, init_towers)
+        towers.lock(locked)
         prepare_blocks(towers, self.parallel)
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
@@ -130,7 +171,39 @@ class ContrastiveModule(LightningModule):
     @property
     def active_towers(self) -> TwoTower:
         """The towers themselves in training, and what is to be evaluated otherwise."""
-        return self.ema_towers if self.ema is not None and self.ema.evaluate and not self.training else self.towers
+        return self.active_student(None)
+
+    def active_student(self, name: str | None) -> TwoTower:
+        """The same of a further student; None is the module's own."""
+        averaged = self.ema is not None and self.ema.evaluate and not self.training
+        if name is None:
+            return self.ema_towers if averaged else self.towers
+        return cast(TwoTower, (self.ema_students if averaged else self.students)[name])
+
+    def student(self, name: str) -> tuple[StudentEncoder, StudentInputs]:
+        """A further student for a benchmark. Errors: ValueError for a name that is none, or a data module that does not say how it prepares images."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by the Trainer, declared nowhere
+        if name not in self.students_config or not isinstance(data, ShardDataModule):
+            raise ValueError(
+                f"benchmarks: found student {name!r} with {type(data).__name__}, need one of {list(self.students_config)} with ShardDataModule"
+            )
+        return StudentEncoder(partial(self.active_student, name)), student_inputs(
+            self.students_config[name], data.tokenizer, data.preprocess
+        )
+
+    def all_towers(self) -> list[TwoTower]:
+        """Of all students."""
+        return [self.towers, *cast(Iterable[TwoTower], self.students.values())]
+
+    def _follow(self, decay: float) -> None:
+        follow(self.ema_towers, self.towers, decay)
+        if self.students:
+            follow(self.ema_students, self.students, decay)
+
+    def forget_beginning(self) -> None:
+        """Read no folder to begin from: a checkpoint has every weight, and the folders need not be there any more."""
+        self.init_from = None
+        self.students_config = {name: replace(student, init_from=None) for name, student in self.students_config.items()}
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer.accumulate_grad_batches != 1:
@@ -142,10 +215,15 @@ class ContrastiveModule(LightningModule):
             raise ValueError(f"trainer.max_steps: found {self.trainer.max_steps}, need the number of steps, which the schedule ends at")
         if stage == "fit" and self.optimizer_config.vocabulary == "lazy":
             check_lazy_rows(self.trainer)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by the Trainer, declared nowhere
+        if isinstance(data, ShardDataModule) and self.teacher_config is not None:
+            data.show(needed_views(self.teacher_config if stage == "fit" else None, self.students_config))
 
     def on_fit_start(self) -> None:
         if self.teacher_config is not None and self._teacher is None:
-            self._teacher = Teacher(self.teacher_config, check_teacher(self.teacher_config, self.tower_config), self.device)
+            strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+            towers = build_teacher(self.teacher_config.folder, strategy, self.parallel, precision, self.device)
+            self._teacher = Teacher(self.teacher_config, towers)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         fused = not self.trainer.gradient_clip_val  # Lightning refuses to clip for a fused optimizer under autocast
@@ -164,10 +242,14 @@ class ContrastiveModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if self.lazy_rows is None:
+        if self.lazy_rows is not None:
+            if gradient_clip_val:
+                self.lazy_rows.clip_gradients(gradient_clip_val)
+        elif self.students and gradient_clip_val and gradient_clip_algorithm != "value":
+            for towers in self.all_towers():  # each by its own norm, as it would be alone
+                nn.utils.clip_grad_norm_(towers.parameters(), gradient_clip_val)
+        else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            self.lazy_rows.clip_gradients(gradient_clip_val)
 
     def optimizer_step(
         self,
@@ -177,40 +259,57 @@ class ContrastiveModule(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        clamp_log_scale(self.towers.logit_scale.log, self.max_logit_scale)
+        for towers in self.all_towers():
+            clamp_log_scale(towers.logit_scale.log, self.max_logit_scale)
         if self.ema is not None:
-            follow(self.ema_towers, self.towers, decay_at(self.trainer.global_step + 1, self.ema.decay))  # this step counts later
+            self._follow(decay_at(self.trainer.global_step + 1, self.ema.decay))  # this step counts later
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, Features]:
-        """Loss of this rank and the features it was computed from."""
-        sizes = BatchSizes(len(batch.image), self.device)
-        features: Features = self.active_towers(batch.image, batch.tokens, self.micro_batches)
-        return self.loss(*features, sizes), features
+    def forward(self, batch: PairBatch, student: str | None = None, sizes: BatchSizes | None = None) -> tuple[Tensor, Features]:
+        """Contrastive loss of this rank and the features it was computed from, of the module's own towers or of a further student."""
+        sizes = sizes or BatchSizes(len(batch.image), self.device)
+        towers, view = self.active_student(student), View(batch.image, batch.tokens)
+        if student is not None:
+            view = checked_view(batch, student, towers.config, self.tower_config)
+        features: Features = towers(*view, self.micro_batches)
+        return self.losses[student](*features, sizes), features
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
         check_micro_batches(self.micro_batches, len(batch.image))
-        loss: Tensor
-        loss, features = self(batch)
-        self.log("train/loss", loss.detach(), sync_dist=True, prog_bar=True, batch_size=len(batch.image))
-        if self._teacher is not None:
-            distillation = self._teacher.loss(batch.image, batch.tokens, features, self.micro_batches)
-            self.log("train/distillation", distillation.detach(), sync_dist=True, batch_size=len(batch.image))
-            loss = loss + distillation
-        self.log("train/logit_scale", features.logit_scale.detach(), batch_size=len(batch.image))
-        if features.logit_bias is not None:
-            self.log("train/logit_bias", features.logit_bias.detach(), batch_size=len(batch.image))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch.image))
-        return loss
+        sizes, taught = BatchSizes(len(batch.image), self.device), None
+        if self._teacher is not None:
+            view = checked_view(batch, TEACHER, self._teacher.towers.config, self.tower_config)
+            taught = self._teacher.features(view, self.micro_batches)
+        losses = [self._learn(batch, student, taught, sizes) for student in (None, *self.students_config)]
+        return torch.stack(losses).sum() if self.students else losses[0]
+
+    def _learn(self, batch: PairBatch, student: str | None, taught: TeacherFeatures | None, sizes: BatchSizes) -> Tensor:
+        """What one student is trained with, logged."""
+        loss: Tensor
+        loss, features = self(batch, student, sizes)
+        group, log = "train" if student is None else f"students/{student}", partial(self.log, batch_size=len(batch.image))
+        log(f"{group}/loss", loss.detach(), sync_dist=True, prog_bar=student is None)
+        log(f"{group}/logit_scale", features.logit_scale.detach())
+        if features.logit_bias is not None:
+            log(f"{group}/logit_bias", features.logit_bias.detach())
+        if self._teacher is None or taught is None:
+            return loss
+        distillation = self._teacher.loss(features, taught, sizes)
+        log(f"{group}/distillation", distillation.detach(), sync_dist=True)
+        return loss + distillation
 
     def validation_step(self, batch: PairBatch, batch_index: int) -> None:  # noqa: ARG002
-        self._log_loss("val/loss", batch)
+        self._log_losses("val", batch)
 
     def test_step(self, batch: PairBatch, batch_index: int) -> None:  # noqa: ARG002
-        self._log_loss("test/loss", batch)
+        self._log_losses("test", batch)
 
-    def _log_loss(self, name: str, batch: PairBatch) -> None:
-        if len(batch.image):  # a batch without pairs stands for a data module without a validation set: benchmarks (callbacks) run alone
-            self.log(name, self(batch)[0], sync_dist=True, prog_bar=True, batch_size=len(batch.image))
+    def _log_losses(self, stage: str, batch: PairBatch) -> None:
+        if not len(batch.image):  # it stands for a data module without a validation set: benchmarks (callbacks) run alone
+            return
+        for student in (None, *self.students_config):
+            name = f"{stage}/loss" if student is None else f"students/{student}/{stage}_loss"
+            self.log(name, self(batch, student)[0], sync_dist=True, prog_bar=student is None, batch_size=len(batch.image))
 
     def predict_step(self, batch: Ranking, batch_index: int) -> Tensor:  # noqa: ARG002
         """Probability of each text for each image, (N, M): softmax over the texts of logit scale x cosine."""
@@ -230,4 +329,9 @@ class ContrastiveModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["towers"] = self.tower_config.to_json()  # export and the check before loading need nothing but the checkpoint
+        checkpoint["students"] = self.students_json()
         checkpoint["ema"] = self.ema is not None
+
+    def students_json(self) -> dict[str, Any]:
+        """The configurations of the further students' towers, plain values."""
+        return {name: student.towers.to_json() for name, student in self.students_config.items()}

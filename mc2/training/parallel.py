@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
@@ -91,7 +92,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             super().model_to_device()
             return
         assert self.model is not None
-        for module in self.model.modules():
+        self.buffers_to_device(self.model)
+
+    def buffers_to_device(self, model: nn.Module) -> None:
+        """In place; the parameters stay where they are."""
+        for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(self.root_device)
 

@@ -131,6 +131,10 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     if fit.model.class_path != MODULE:
         raise ValueError(f"model.class_path: found {fit.model.class_path}, need {MODULE}, whose towers can be counted")
     model, data, trainer = fit.model.init_args, fit.data, fit.trainer
+    if model.students:
+        raise ValueError(
+            f"plan: found model.students {list(model.students)}, need none; plan each with --model.init_args.students null and its towers"
+        )
     batch = (data.get("init_args") or NOTHING()).get("batch_size")
     if not batch or trainer.max_steps < 1:
         raise ValueError(

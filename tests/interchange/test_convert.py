@@ -16,9 +16,11 @@ import mc2
 from mc2.cli import main
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.tokenizer import Tokenizer, train_tokenizer
+from mc2.interchange import onnx_folder
 from mc2.interchange.convert import export_model, import_model, named_towers
 from mc2.interchange.model_directory import Clip
 from mc2.interchange.open_clip_folder import places_of as open_clip_places_of
+from mc2.interchange.parity import parity
 from mc2.interchange.weight_names import join_qkv, split_qkv, to_theirs
 from mc2.model.text_tower import TextConfig
 from mc2.model.two_tower import TwoTower, TwoTowerConfig
@@ -78,8 +80,21 @@ def test_a_logit_bias_goes_to_open_clip_and_back(tmp_path: Path) -> None:
     assert model.logit_bias.item() == clip.logit_bias == -9.5
     import_model(tmp_path / "there", tmp_path / "back")
     assert_equal_weights(mc2.load(tmp_path / "back"), clip)
+    torch.save(to_theirs(towers.state_dict(), open_clip_places_of(towers)), tmp_path / "bare.pt")
+    import_model(tmp_path / "bare.pt", tmp_path / "bare", str(write_size(tmp_path / "size.yaml", clip)), clip.tokenizer.path)
+    assert_equal_weights(mc2.load(tmp_path / "bare"), clip)
     with pytest.raises(ValueError, match="towers: found a logit bias, which MetaClip2Model has no place for; export to open_clip"):
         export_model(clip, "transformers", tmp_path / "elsewhere")
+
+
+def test_another_logit_bias_is_seen(tmp_path: Path) -> None:
+    plain = make_clip(tmp_path / "tokenizer")
+    clip = Clip(TwoTower(replace(plain.towers.config, init_logit_bias=-10.0)), plain.tokenizer, plain.preprocess)
+    assert export_model(clip, "onnx", tmp_path / "there")["logits"] < 1e-4
+    other = replace(onnx_folder.open_side(tmp_path / "there"), logit_bias=-9.5)
+    assert parity(clip, other).logits == pytest.approx(0.5, abs=1e-4)
+    with pytest.raises(ValueError, match=r"both sides differ: logits 0\.5"):
+        parity(clip, other).check("there")
 
 
 @pytest.mark.parametrize("to", ["timm", "onnx"])
@@ -128,7 +143,6 @@ def test_the_wrong_activation_is_seen_and_nothing_is_written(tmp_path: Path, cap
     plain = make_clip(tmp_path / "tokenizer2", quick=False)
     plain.towers.load_state_dict(clip.towers.state_dict())
 
-    from mc2.interchange.parity import parity
     from mc2.interchange.transformers_folder import open_side
 
     found = parity(plain, open_side(tmp_path / "there"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,12 +30,22 @@ class FirstGradients(Callback):
             self.values.setdefault(name, whole.flatten().tolist())
 
 
-def gradients_of_fit(run: str, module: LightningModule, strategy: str, devices: int, precision: str = "32-true") -> Gradients:
+def gradients_of_fit(
+    run: str,
+    module: LightningModule,
+    strategy: str,
+    devices: int,
+    precision: str = "32-true",
+    data: TinyData | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Gradients:
     """Gradients of the first of two steps of a Trainer, which also validates."""
     gradients = FirstGradients()
     chosen = FSDP2Strategy(timeout_minutes=0.5) if strategy == "fsdp2" else strategy
     settings: dict[str, Any] = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None, "precision": precision}
-    tiny_trainer(run, strategy=chosen, devices=devices, callbacks=[gradients], **settings).fit(module, TinyData(batch_size=16))
+    tiny_trainer(run, strategy=chosen, devices=devices, callbacks=[gradients, *callbacks], **settings).fit(
+        module, data or TinyData(batch_size=16)
+    )
     return gradients.values
 
 

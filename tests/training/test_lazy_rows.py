@@ -222,13 +222,21 @@ class DenseGradients(Callback):
 
 
 def fit(
-    run: str, vocabulary: str, strategy: str = "auto", devices: int = 1, ckpt_path: str | None = None, folder: bool = False, **settings: Any
+    run: str,
+    vocabulary: str,
+    strategy: str = "auto",
+    devices: int = 1,
+    ckpt_path: str | None = None,
+    folder: bool = False,
+    async_save: bool = False,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Losses, final weights, and the steps in which the table had a gradient."""
-    chosen = FSDP2Strategy(timeout_minutes=0.5, save_distributed_checkpoint=folder) if strategy == "fsdp2" else strategy
+    sharded = FSDP2Strategy(replicate=2 if strategy == "hsdp" else 1, timeout_minutes=0.5, save_distributed_checkpoint=folder)
+    chosen = sharded if strategy in ("fsdp2", "hsdp") else strategy
     losses, gradients, module = Losses(), DenseGradients(), lazy_module(vocabulary, micro_batches=settings.pop("micro_batches", 1))
     fixed = {"max_steps": 8, "gradient_clip_val": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
-    checkpoints = Checkpoints(every_n_steps=4)
+    checkpoints = Checkpoints(every_n_steps=4, async_save=async_save)
     trainer = tiny_trainer(
         run,
         strategy=chosen,
@@ -265,7 +273,9 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("strategy", "ranks", "micro_batches"), [("auto", 1, 2), ("ddp", 2, 1), ("fsdp2", 2, 1), ("fsdp2", 2, 2)])
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "micro_batches"), [("auto", 1, 2), ("ddp", 2, 1), ("fsdp2", 2, 1), ("fsdp2", 2, 2), ("hsdp", 4, 1)]
+)
 def test_trains_as_dense_adamw_does(strategy: str, ranks: int, micro_batches: int, dense: dict[str, Any], tmp_path: Path) -> None:
     run = partial(fit, strategy=strategy, devices=ranks, micro_batches=micro_batches)
     for found in run_processes(run, [(str(tmp_path), "lazy")] * ranks, join=False):
@@ -274,7 +284,8 @@ def test_trains_as_dense_adamw_does(strategy: str, ranks: int, micro_batches: in
 
 
 def test_goes_on_to_the_bit(tmp_path: Path) -> None:
-    whole = fit(str(tmp_path / "whole"), "lazy")
+    """Also from what was copied while training went on."""
+    whole = fit(str(tmp_path / "whole"), "lazy", async_save=True)
     rest = fit(str(tmp_path / "rest"), "lazy", ckpt_path=str(tmp_path / "whole/checkpoints/step=4.ckpt"))
     assert rest["losses"] == whole["losses"][4:]
     assert rest["table"] == whole["table"]
@@ -283,7 +294,7 @@ def test_goes_on_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", [True, False])
 def test_goes_on_on_other_ranks(folder: bool, dense: dict[str, Any], tmp_path: Path) -> None:
     """Two ranks write at step 4; four go on; a single file also goes on without a strategy, and as dense AdamW."""
-    two = partial(fit, strategy="fsdp2", devices=2, folder=folder)
+    two = partial(fit, strategy="fsdp2", devices=2, folder=folder, async_save=folder)
     for found in run_processes(two, [(str(tmp_path / "two"), "lazy")] * 2, join=False):
         assert_same_run(found, dense)
     middle = str(tmp_path / "two/checkpoints/step=4.ckpt")
