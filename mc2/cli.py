@@ -13,7 +13,7 @@ SUBCOMMANDS = {
     "metadata": ("mc2.metadata.commands", "build | join | show: entry lists per language"),
     "curate": (
         "mc2.curation.commands",
-        "match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards",
+        "collect | match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards",
     ),
     "tokenizer": ("mc2.interchange.tokenizer_commands", "train | show | trim: SentencePiece pieces, coverage and fertility per language"),
     "fit": ("mc2.training.commands", "train from YAML (LightningCLI)"),

@@ -1,4 +1,4 @@
-"""`mc2 curate match | hash | duplicates | balance | pack | urls | report | verify | run`."""
+"""`mc2 curate collect | match | hash | duplicates | balance | pack | urls | report | verify | run`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ from mc2.curation.pack_plan import Balancing
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.engines.engine import Engine
 from mc2.engines.options import make_engine
+
+
+def collect(images: Path, out: Path, captions: Path | None = None, shard_pairs: int = 1000) -> None:
+    """A pool of the image files in a folder (jpg, png, webp) that have captions.
+
+    Args:
+        images: Folder with the images, at any depth.
+        out: Folder to write: tars as img2dataset makes them.
+        captions: Table (.csv, .tsv, .jsonl) with a row for each caption: file_name (path in the folder, or the name alone), caption, and perhaps language. By
+            default metadata.csv or captions.csv (.tsv, .jsonl) in the folder; without these the text files beside the images, photo.txt for photo.jpg, a
+            caption a line.
+        shard_pairs: Pairs of a tar.
+    """
+    from mc2.curation.collect import run_collect
+
+    results = run_collect(images, out, captions, shard_pairs)
+    print(
+        f"{out}: {results['pairs']:,} pairs in {results['shards']:,} tars; left out: {results['left_out'] or 'nothing'}. "
+        f"Next: mc2 curate run --pool {out} --metadata ... --out ..."
+    )
 
 
 def match(
@@ -359,6 +379,7 @@ def main(argv: list[str]) -> int:
     from jsonargparse import auto_cli
 
     components: Any = {
+        "collect": collect,
         "match": match,
         "hash": hash_images,
         "duplicates": duplicates,

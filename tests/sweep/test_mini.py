@@ -30,7 +30,7 @@ DIFFERENCES = {  # what an overlay changes of the base
     "english_metadata.yaml": CURATED,
     "one_set.yaml": CURATED,
     "one_threshold.yaml": CURATED,
-    "tokenizer_2000.yaml": {"data.init_args.tokenizer"},
+    "tokenizer_3000.yaml": {"data.init_args.tokenizer"},
     "distilled.yaml": {"model.init_args.teacher"},
 }
 
