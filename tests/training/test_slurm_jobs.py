@@ -27,7 +27,7 @@ from tests.training.tiny import fit_config
 MC2 = f"{sys.executable} -m mc2"
 SCRIPTS = Path(__file__).parents[2] / "experiments/slurm"
 STEPS = 14
-pytestmark = [pytest.mark.skipif(why_not() is not None, reason=f"SLURM: {why_not()}"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.skipif(why_not() is not None, reason=f"SLURM: {why_not()}"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
