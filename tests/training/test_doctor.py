@@ -53,7 +53,7 @@ def test_a_locale_without_unicode_fails(tmp_path: Path) -> None:
 
 def test_versions_are_compared_with_what_mc2_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor.metadata, "requires", lambda _name: ["torch>=99", "numpy>=1", "no-such-package>=2", 'ray>=1; extra == "ray"']
+        "importlib.metadata.requires", lambda _name: ["torch>=99", "numpy>=1", "no-such-package>=2", 'ray>=1; extra == "ray"']
     )
     found = check_versions()
     assert found.level == "fail"
