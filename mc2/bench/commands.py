@@ -254,8 +254,8 @@ def loader(
 def telemetry(
     size: str = "tiny",
     vocab_size: int = 8000,
-    batch: int = 64,
-    steps: int = 100,
+    batch: int = 16,
+    steps: int = 50,
     log_every_n_steps: int = 10,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     device: Literal["cpu", "cuda"] | None = None,

@@ -53,7 +53,7 @@ def write_layout(writer: SummaryWriter) -> None:
     """The order of charts of the tab "Custom scalars"."""
     writer.add_custom_scalars(
         {category: {chart: ["Multiline", list(tags)] for chart, tags in charts.items()} for category, charts in LAYOUT.items()}
-    )  # type: ignore[no-untyped-call]
+    )
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
@@ -80,4 +80,4 @@ def write_hparams(writer: SummaryWriter, run: Path, metrics: Sequence[str] = FIN
     settings = run_settings(run)
     if settings:
         for summary in hparams(settings, dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call]
-            writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None before the first use only, which was the layout

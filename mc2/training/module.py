@@ -133,7 +133,8 @@ class ContrastiveModule(LightningModule):
             raise ValueError("optimizer.vocabulary: found lazy with model.ema, need dense (the average moves with every row in every step)")
         self.ema, self.teacher_config = ema, teacher
         self._teacher: Teacher | None = None
-        self.losses = {None: self.loss, **{name: deepcopy(self.loss) for name in self.students_config}}  # each keeps its own pair_losses
+        self.losses: dict[str | None, PairLoss] = {None: self.loss}
+        self.losses |= {name: deepcopy(self.loss) for name in self.students_config}  # each keeps its own pair_losses
         self.lazy_rows: LazyRows | None = None  # makes the steps of the token embedding with vocabulary: lazy
 
     def configure_model(self) -> None:

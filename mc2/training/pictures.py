@@ -51,8 +51,8 @@ class Pictures(Callback):
         captions = [data.tokenizer.decode(row) for row in batch.tokens[: self.num_captions].tolist()]
         cosine = (image_BD @ text_BD.T).float().cpu()
         for writer in writers(trainer.loggers):
-            writer.add_image("pictures/images", side_by_side(batch.image[: self.num_images].cpu()), trainer.global_step)  # type: ignore[no-untyped-call]
-            writer.add_text("pictures/captions", caption_table(captions, batch.languages, cosine), trainer.global_step)  # type: ignore[no-untyped-call]
+            writer.add_image("pictures/images", side_by_side(batch.image[: self.num_images].cpu()), trainer.global_step)
+            writer.add_text("pictures/captions", caption_table(captions, batch.languages, cosine), trainer.global_step)
 
     def _features(self, trainer: Trainer, module: ContrastiveModule, batch: PairBatch) -> tuple[Tensor, Tensor]:
         with evaluation_mode(module), torch.no_grad(), trainer.precision_plugin.forward_context():
