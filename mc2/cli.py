@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "sweep": ("mc2.sweep.commands", "many experiments with several seeds; tables with confidence intervals"),
     "validate": ("mc2.training.commands", "validation loss and benchmarks of a checkpoint"),
     "test": ("mc2.training.commands", "all benchmarks of a checkpoint"),
+    "compare": ("mc2.benchmarks.commands", "what changed between two evaluations, with significance"),
     "predict": ("mc2.training.commands", "rank given texts for given image files"),
     "plan": ("mc2.training.plan", "what a run costs before it starts: parameters, FLOPs, memory of a GPU, days"),
     "doctor": ("mc2.training.doctor", "whether this machine, or the nodes of a job together, are fit for a run"),
@@ -27,7 +28,7 @@ SUBCOMMANDS = {
     "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
     "bench": (
         "mc2.bench.commands",
-        "match | automata | language-id | loader | loss | step: speed, memory and accuracy, measured on this machine",
+        "match | automata | language-id | evaluate | loader | loss | step: speed, memory and accuracy, measured on this machine",
     ),
 }
 

@@ -29,13 +29,14 @@ MAY_IMPORT = {
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
     "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path
-    "bench": BASE | {"engines", "metadata", "curation", "data", "model", "training", "interchange"},
+    "bench": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
     "sweep": {"storage", "benchmarks"},
     "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart", "sweep"},
 }
 TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench", "sweep"}
 WITH_TORCH = {
+    "mc2.bench.evaluate_speed",
     "mc2.bench.loader_speed",
     "mc2.bench.loss_speed",
     "mc2.bench.step_speed",
@@ -114,6 +115,7 @@ def test_help_is_light(argv: list[str]) -> None:
 
 # Modules that import packages of an extra when they are imported; who needs them imports them in a function, and names the extra if that fails.
 NEED_EXTRA = {
+    "mc2.bench.evaluate_speed",
     "mc2.bench.step_speed",
     "mc2.curation.wat_page",
     "mc2.interchange.onnx_folder",

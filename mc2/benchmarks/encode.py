@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mc2.benchmarks.tasks import Task
+from mc2.benchmarks.tasks import ImageSet
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -72,46 +75,118 @@ def this_rank() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def encode_images(encoder: Encoder, preprocess: ImageTransform, task: Task, batch_size: int, device: torch.device) -> Tensor:
-    """Unit fp32 embeddings (N, D) of a task's images, on every rank. Errors: ValueError that names an image that does not decode."""
+def gather(part: dict[str, T]) -> dict[str, T]:
+    """The union of all ranks' dictionaries, on every rank; of a key that several have the last."""
+    _, world = this_rank()
+    parts: list[dict[str, T]] = [{} for _ in range(world)]
+    if world > 1:
+        dist.all_gather_object(parts, part)
+    else:
+        parts = [part]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+# --- images -------------------------------------------------------------------------------------------------------------
+
+
+class ImageBatch(NamedTuple):
+    """Rows of the image set and their images, uint8 (B, 3, H, W). `failure`: why an image cannot be decoded; the batch is empty then, and the last."""
+
+    rows: Tensor
+    image: Tensor
+    failure: str = ""
+
+
+class ImageShare(IterableDataset[ImageBatch]):
+    """The images `start` to `stop` in batches, read as they are needed; each worker process takes a run of batches."""
+
+    def __init__(self, images: ImageSet, preprocess: ImageTransform, start: int, stop: int, batch_size: int) -> None:
+        self.images, self.preprocess, self.start, self.stop, self.batch_size = images, preprocess, start, stop, batch_size
+
+    def __len__(self) -> int:
+        """Batches of all workers."""
+        return math.ceil((self.stop - self.start) / self.batch_size)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        worker = get_worker_info()
+        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        start, stop = (min(self.stop, self.start + self.batch_size * (len(self) * place // of)) for place in (number, number + 1))
+        files = zip(self.images.keys[start:stop], self.images.read(start, stop), strict=True)
+        for first in range(start, stop, self.batch_size):
+            rows = torch.arange(first, min(first + self.batch_size, stop))
+            try:
+                yield ImageBatch(rows, torch.stack([decoded(key, file, self.preprocess) for key, file in islice(files, len(rows))]))
+            except ValueError as error:
+                yield ImageBatch(torch.arange(0), torch.empty(0), str(error))
+                return
+
+
+def decoded(key: str, file: bytes, preprocess: ImageTransform) -> Tensor:
+    """uint8 (3, H, W). Errors: ValueError that names the image."""
+    try:
+        return preprocess.evaluate(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"image {key!r} cannot be decoded ({error}); repair it or leave it out of the task") from error
+
+
+def encode_images(
+    encoder: Encoder, preprocess: ImageTransform, images: ImageSet, batch_size: int, device: torch.device, num_workers: int = 0
+) -> Tensor:
+    """Unit fp32 embeddings (N, D) of an image set, on every rank. `num_workers` processes decode. Errors: on all ranks alike, ValueError that names an image."""
     rank, world = this_rank()
-    num_images = len(task.image_set.keys)
-    batches = image_batches(task, preprocess, num_images * rank // world, num_images * (rank + 1) // world, batch_size)
+    num_images = len(images.keys)
+    if not num_images:
+        raise ValueError("benchmarks: found an image set without images; need at least one")
+    spare = ImageBatch(torch.arange(0), decoded(images.keys[0], next(iter(images.read(0, 1))), preprocess)[None])
+    share = ImageShare(images, preprocess, num_images * rank // world, num_images * (rank + 1) // world, batch_size)
+    loader = DataLoader(share, batch_size=None, num_workers=min(num_workers, len(share)), pin_memory=device.type == "cuda")
+    failures: list[str] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            if batch.failure:
+                failures.append(batch.failure)
+                break
+            yield batch.rows, batch.image
+        yield from repeat((spare.rows, spare.image))
+
     num_forwards = math.ceil(math.ceil(num_images / world) / batch_size)  # of the largest share
-    return encode_share(encoder.encode_image, islice(batches, num_forwards), num_images, device)
+    image_ND = encode_share(encoder.encode_image, islice(batches(), num_forwards), num_images, device)
+    if failure := next(iter(gather(dict.fromkeys(failures, rank))), None):
+        raise ValueError(failure)
+    return image_ND
 
 
-def image_batches(task: Task, preprocess: ImageTransform, start: int, stop: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, images) of the share `start` to `stop`, read as they are needed; after it, without end, no row and the task's first image."""
-    images = decoded_images(task, preprocess, start, stop)
-    for first in range(start, stop, batch_size):
-        rows = torch.arange(first, min(first + batch_size, stop))
-        yield rows, torch.stack(list(islice(images, len(rows))))
-    spare = torch.stack(list(decoded_images(task, preprocess, 0, 1)))
-    while True:
-        yield torch.arange(0), spare
-
-
-def decoded_images(task: Task, preprocess: ImageTransform, start: int, stop: int) -> Iterator[Tensor]:
-    """The images of a task as uint8 (3, H, W)."""
-    for key, image in zip(task.image_set.keys[start:stop], task.image_set.read(start, stop), strict=True):
-        try:
-            yield preprocess.evaluate(image)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{task.name}: image {key!r} cannot be decoded ({error}); repair it or leave it out of the task") from error
+# --- texts --------------------------------------------------------------------------------------------------------------
 
 
 def encode_texts(encoder: Encoder, tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, device: torch.device) -> Tensor:
     """Unit fp32 embeddings (T, D), on every rank. Texts of like length share a forward of at most `max_tokens` tokens with padding."""
     rank, world = this_rank()
-    tokens_TL = tokenizer(texts)
+    tokens_TL = tokenize(tokenizer, texts, device)
     num_ends = int(tokenizer.pad_id == tokenizer.eos_id)  # the first pad is the end then, and belongs to the text
-    length_T = ((tokens_TL != tokenizer.pad_id).sum(dim=1) + num_ends).clamp(min=1)
+    length_T = ((tokens_TL != tokenizer.pad_id).sum(dim=1) + num_ends).clamp(min=1, max=tokens_TL.shape[1])
     batches = length_batches(length_T, max_tokens)
     num_forwards = math.ceil(len(batches) / world)
-    own = [(rows, tokens_TL[rows, : int(length_T[rows].max())]) for rows in batches[rank::world]]
+    own = ((rows, tokens_TL[rows, : int(length_T[rows].max())]) for rows in batches[rank::world])
     spare = (torch.arange(0), tokens_TL[:1, : int(length_T[0])])
     return encode_share(encoder.encode_text, islice(chain(own, repeat(spare)), num_forwards), len(texts), device)
+
+
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Token ids (T, L) of all texts on the host; every rank makes its part of them."""
+    rank, world = this_rank()
+    if world == 1:
+        return tokenizer(texts)
+    own = tokenizer(texts[rank::world]) if len(texts) > rank else torch.empty(0, 0, dtype=torch.int32)
+    longest = torch.tensor(own.shape[1], device=device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    whole_TL = torch.zeros(len(texts), int(longest), dtype=torch.int32)
+    if len(own):
+        whole_TL[rank::world] = pad(own.to(torch.int32), (0, int(longest) - own.shape[1]), value=tokenizer.pad_id)
+    whole_TL = whole_TL.to(device)
+    dist.all_reduce(whole_TL)
+    return whole_TL.cpu()
 
 
 def length_batches(length_T: Tensor, max_tokens: int) -> list[Tensor]:
@@ -131,7 +206,7 @@ def encode_share(
     """Embeddings of all ranks (num_rows, D) from this rank's (rows, batch); every row belongs to one rank. Every rank needs one."""
     whole = torch.empty(0)
     for count, (rows, batch) in enumerate(share):
-        embedding_BD = normalize(forward(batch.to(device)).float(), dim=1)
+        embedding_BD = normalize(forward(batch.to(device, non_blocking=True)).float(), dim=1)
         if count == 0:
             whole = embedding_BD.new_zeros(num_rows, embedding_BD.shape[1])
         whole[rows.to(device)] = embedding_BD[: len(rows)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -77,44 +77,7 @@ class Result:
         return self.language == MEAN or self.language.startswith(GROUP_MEAN)
 
 
-def task_results(task: str, scores: Mapping[str, Iterable[Score]], groups: Mapping[str, str]) -> list[Result]:
-    """The rows of one task from its scores per language: mean over all languages, mean per group, then the languages."""
-    rows = [
-        Result(task, score.protocol, language, score.metric, score.value, score.num_samples, score.num_candidates)
-        for language in scores
-        for score in scores[language]
-    ]
-    means = mean_rows(rows, MEAN)
-    for group in sorted({groups[language] for language in scores if language in groups}):
-        means += mean_rows([row for row in rows if groups.get(row.language) == group], GROUP_MEAN + group)
-    return means + rows
-
-
-def mean_rows(rows: Iterable[Result], label: str) -> list[Result]:
-    """For every (protocol, metric) the unweighted mean over the languages of one task."""
-    same: dict[tuple[str, str, str], list[Result]] = {}
-    for row in rows:
-        same.setdefault((row.task, row.protocol, row.metric), []).append(row)
-    return [
-        Result(
-            task,
-            protocol,
-            label,
-            metric,
-            value=sum(row.value for row in part) / len(part),
-            num_samples=sum(row.num_samples for row in part),
-            num_candidates=round(sum(row.num_candidates for row in part) / len(part)),
-        )
-        for (task, protocol, metric), part in same.items()
-    ]
-
-
 # --- files --------------------------------------------------------------------------------------------------------------
-
-
-def to_table(results: Iterable[Result]) -> pa.Table:
-    """RESULTS_SCHEMA."""
-    return pa.Table.from_pylist([asdict(row) for row in results], RESULTS_SCHEMA)
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:

@@ -9,10 +9,20 @@ from dataclasses import dataclass
 import rich.table
 
 from mc2 import languages
+from mc2.benchmarks.language_groups import KINDS
 from mc2.benchmarks.results import GROUP_MEAN, MEAN, Result
 
 # metric -> its heading; the order is the order of the columns
-HEADLINES = {"top1": "top-1", "t2i_r1": "T2I R@1", "i2t_r1": "I2T R@1"}
+HEADLINES = {
+    "top1": "top-1",
+    "mean_per_class": "mean per class",
+    "mean_of_top1_and_top5": "mean of top-1 and top-5",
+    "roc_auc": "ROC AUC",
+    "f1_macro": "macro F1",
+    "t2i_r1": "T2I R@1",
+    "i2t_r1": "I2T R@1",
+    "mean_of_tasks": "mean of tasks",
+}
 
 
 @dataclass(frozen=True)
@@ -53,44 +63,71 @@ class Table:
         return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody>\n</table>\n"
 
 
-def results_table(results: Sequence[Result], max_languages: int | None = None, compact: bool = False) -> Table:
+Column = tuple[str, str, str]  # task, protocol, metric
+
+
+def columns_of(results: Sequence[Result], compact: bool = False) -> list[Column]:
+    """Task, protocol and metric of every headline, in the order of the tasks; with `compact` of each task only the first."""
+    tasks, metrics = list(dict.fromkeys(row.task for row in results)), list(HEADLINES)
+    found = dict.fromkeys((row.task, row.protocol, row.metric) for row in results if row.metric in HEADLINES)
+    columns = sorted(found, key=lambda c: (tasks.index(c[0]), metrics.index(c[2]), c[1]))
+    return list({column[0]: column for column in reversed(columns)}.values())[::-1] if compact else columns
+
+
+def results_table(results: Sequence[Result], max_languages: int | None = None, compact: bool = False, groups: bool = True) -> Table:
     """Means first, then languages, those that most tasks have before the others. A column for each task, protocol and headline metric.
 
     `max_languages` keeps the table short; the means are always those of all languages. `compact` keeps it narrow: of each task only the first headline metric.
+    Without `groups` there are no means by resources, region and script.
     """
-    tasks, metrics = list(dict.fromkeys(row.task for row in results)), list(HEADLINES)
+    columns = columns_of(results, compact)
     wanted = [row for row in results if row.metric in HEADLINES]
-    columns = sorted(
-        dict.fromkeys((row.task, row.protocol, row.metric) for row in wanted), key=lambda c: (tasks.index(c[0]), metrics.index(c[2]), c[1])
-    )
-    if compact:
-        columns = [next(column for column in columns if column[0] == task) for task in dict.fromkeys(column[0] for column in columns)]
     value = {(row.language, row.task, row.protocol, row.metric): f"{100 * row.value:.1f}" for row in wanted}
     tasks_of: dict[str, set[str]] = {}
     for row in wanted:
         tasks_of.setdefault(row.language, set()).add(row.task)
-    means = sorted((label for label in tasks_of if label == MEAN or label.startswith(GROUP_MEAN)), key=lambda label: (label != MEAN, label))
+    means = sorted((label for label in tasks_of if label == MEAN or label.startswith(GROUP_MEAN)), key=mean_order)
     codes = sorted(tasks_of.keys() - means, key=lambda code: (-len(tasks_of[code]), code))
+    if not groups:
+        means = [label for label in means if not kind_of(label)]
     shown = codes[:max_languages]
     return Table(
-        header=("language", *(column_title(column, [c for c in columns if c != column]) for column in columns)),
+        header=("language", *titles_of(columns)),
         rows=tuple((row_title(label), *(value.get((label, *column), "") for column in columns)) for label in [*means, *shown]),
         num_means=len(means),
         num_left_out=len(codes) - len(shown),
     )
 
 
-def column_title(column: tuple[str, str, str], others: Sequence[tuple[str, str, str]]) -> str:
+def titles_of(columns: Sequence[Column]) -> list[str]:
+    """A heading for each."""
+    return [column_title(column, [c for c in columns if c != column]) for column in columns]
+
+
+def kind_of(label: str) -> str:
+    """ "region" for "mean:region:Africa", "" for other rows."""
+    kind, colon, _ = label.removeprefix(GROUP_MEAN).partition(":")
+    return kind if colon and kind in KINDS else ""
+
+
+def mean_order(label: str) -> tuple[bool, int, str]:
+    """The mean of all, those of the task's own groups, then by resources, region, script."""
+    kind = kind_of(label)
+    return label != MEAN, KINDS.index(kind) + 1 if kind else 0, label
+
+
+def column_title(column: Column, others: Sequence[Column]) -> str:
     """ "emoji top-1"; with the protocol where the task has the metric under two protocols, or a part of the languages."""
     task, protocol, metric = column
     plain = protocol in ("classification", "retrieval") and not any((task, metric) == (c[0], c[2]) for c in others)
-    return f"{task} {HEADLINES[metric]}" if plain else f"{task} {protocol} {HEADLINES[metric]}"
+    title = HEADLINES.get(metric, metric)
+    return f"{task} {title}" if plain else f"{task} {protocol} {title}"
 
 
 def row_title(label: str) -> str:
-    """ "mean", "mean of unseen" or "de German"."""
+    """ "mean", "mean of unseen", "mean of region Africa" or "de German"."""
     if label == MEAN:
         return "mean"
     if label.startswith(GROUP_MEAN):
-        return f"mean of {label.removeprefix(GROUP_MEAN)}"
+        return f"mean of {label.removeprefix(GROUP_MEAN).replace(':', ' ', 1) if kind_of(label) else label.removeprefix(GROUP_MEAN)}"
     return f"{label} {languages.name(label)}"

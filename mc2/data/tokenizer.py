@@ -44,6 +44,12 @@ class Tokenizer:
         """Ids around the pieces of a caption: bos, where the form has one, and eos."""
         return len(self.form.bos) + 1
 
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the ids of a text."""
+        pieces = hashlib.sha256(self.pieces.serialized_model_proto()).hexdigest()
+        return storage.fingerprint([pieces, self.form.name, self.context_length])
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each caption without bos, eos and truncation."""
         return [self._ids(row) for row in self._pieces(texts)]

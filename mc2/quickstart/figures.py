@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mc2.benchmarks.result_files import RESULTS
 from mc2.benchmarks.results import MEAN, read_results
 
 Curve = list[tuple[int, float]]
@@ -28,8 +28,8 @@ def logged_curves(run: Path) -> dict[str, Curve]:
 def accuracy_curves(run: Path) -> dict[str, Curve]:
     """task -> (step, mean top-1 over its languages) from the results files of a run."""
     curves: dict[str, Curve] = {}
-    for path in run.glob("results/step=*.csv"):
-        step = int(re.fullmatch(r"step=(\d+)", path.stem).group(1))  # type: ignore[union-attr]  # the glob's own names
+    for path in run.glob(f"results/step=*/{RESULTS}"):
+        step = int(path.parent.name.removeprefix("step="))
         for row in read_results(path):
             if row.language == MEAN and row.metric == "top1":
                 curves.setdefault(row.task, []).append((step, row.value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import shlex
@@ -15,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mc2 import languages, storage
+from mc2 import storage
+from mc2.benchmarks.html_parts import data_url, marked
 from mc2.benchmarks.results import GROUP_MEAN, MEAN, Result, read_results
-from mc2.benchmarks.table import results_table
+from mc2.benchmarks.table import kind_of, results_table
 from mc2.interchange.model_directory import load
 from mc2.quickstart.drawings import emoji_languages
 from mc2.quickstart.figures import TASK_TITLES, draw_learning_curves
@@ -25,7 +25,6 @@ from mc2.quickstart.figures import TASK_TITLES, draw_learning_curves
 SHOWN_LANGUAGES = ("en", "ar", "ja", "ru", "zh", "tr")  # of the picture grid: several scripts
 TASKS = ("emoji_held_out", "emoji_plain", "flags")
 GRID_IMAGES, NUM_NAMES, NEAREST = 24, 3, 6
-RIGHT_TO_LEFT = frozenset({"Arab", "Hebr", "Syrc", "Thaa", "Nkoo"})
 
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>mc2 quickstart</title><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -70,7 +69,7 @@ def write_html(out: Path, queries: Sequence[str]) -> None:
         summary=summary(curation),
         numbers="".join(f"<div><b>{100 * value:.1f} %</b>{html.escape(label)}</div>" for label, value in headline_numbers(results)),
         num_classes=num_classes,
-        table=results_table(results, len(emoji_languages())).to_html(),
+        table=results_table(results, len(emoji_languages()), groups=False).to_html(),
         all_languages=results_table(results).to_html(),
         curves=data_url(draw_learning_curves(out / "train"), "image/png"),
         grid=picture_grid(out / "benchmarks/emoji_held_out", out / "train/predictions.parquet"),
@@ -98,7 +97,7 @@ def headline_numbers(results: Iterable[Result]) -> list[tuple[str, float]]:
     flags = [
         (f"flags: languages {label.removeprefix(GROUP_MEAN)}", value)
         for (task, label), value in means.items()
-        if task == "flags" and label != MEAN
+        if task == "flags" and label != MEAN and not kind_of(label)
     ]
     return plain + sorted(flags, key=lambda row: -row[1])
 
@@ -156,14 +155,3 @@ def commands(out: Path) -> str:
         "mc2 fit --config experiments/quickstart_english.yaml   # the same steps on English captions only",
     ]
     return "".join(f"<p><code>{html.escape(line)}</code></p>" for line in lines)
-
-
-def marked(code: str, content: str) -> str:
-    """Content in a language, with its direction."""
-    direction = "rtl" if languages.script(code) in RIGHT_TO_LEFT else "ltr"
-    return f'<bdi lang="{code}" dir="{direction}">{content}</bdi>'
-
-
-def data_url(data: bytes, kind: str) -> str:
-    """A file inside the page."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

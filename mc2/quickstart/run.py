@@ -157,7 +157,9 @@ class Quickstart:
                 settings |= {"--trainer.max_steps": self.steps, "--data.init_args.steps_per_epoch": self.steps}
                 arguments = [word for setting in settings.items() for word in setting]
                 run_mc2("fit", "--config", self.out / EXPERIMENT, *arguments, "--ckpt_path", "last")
-                if not (stage.folder / f"results/step={self.steps}.csv").exists():  # interrupted between the last step and its benchmarks
+                if not (
+                    stage.folder / f"results/step={self.steps}/results.parquet"
+                ).exists():  # interrupted between the last step and its benchmarks
                     run_mc2("test", "--config", stage.folder / "config.yaml", "--ckpt_path", "last")
                 self._export()
                 stage.finish({})

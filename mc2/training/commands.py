@@ -23,6 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mc2.benchmarks.callbacks import MultilingualBenchmark
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from mc2.training.checkpoints import (
     checkpoint_folder,
     checkpoints_by_step,
     find_checkpoint,
+    read_values,
     saves_parts,
 )
 from mc2.training.distillation import needed_views
@@ -45,6 +47,7 @@ from mc2.training.nodes import Nodes, network_message
 from mc2.training.parallel import FSDP2Strategy
 from mc2.training.preemption import Preemption
 from mc2.training.ranking import RankingTrainer
+from mc2.training.released import ReleasedModel
 from mc2.training.slurm import add_environment, check_nodes
 from mc2.training.telemetry import Telemetry
 
@@ -106,9 +109,10 @@ class Commands(LightningCLI):
             check_run_folder(self.trainer)
         settings, run = self.config_init[self.subcommand], self.trainer.default_root_dir
         path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
-        if path is None and self.subcommand != "fit":
+        watch = self.subcommand == "test" and settings["watch"] is not None
+        if path is None and self.subcommand != "fit" and not watch and not has_weights(self.model):
             raise ValueError(f"--ckpt_path: found no checkpoint, need one to {self.subcommand}, such as {checkpoint_folder(run)}/{LAST}")
-        if settings["ckpt_path"] is None and checkpoints_by_step(checkpoint_folder(run)):
+        if settings["ckpt_path"] is None and self.subcommand == "fit" and checkpoints_by_step(checkpoint_folder(run)):
             raise ValueError(
                 f"{run}: holds checkpoints of another run; go on with --ckpt_path last, or give another --trainer.default_root_dir"
             )
@@ -126,6 +130,12 @@ class Commands(LightningCLI):
                 check_checkpoint(
                     path, self.model.tower_config.to_json(), reads_folders, self.model.ema is not None, self.model.students_json()
                 )
+                self.model.forget_beginning()
+                if self.subcommand in ("validate", "test"):
+                    for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector, declared nowhere
+                        if isinstance(callback, MultilingualBenchmark):
+                            callback.step = read_values(path)["global_step"]
+            elif watch:
                 self.model.forget_beginning()
             else:
                 check_beginning(self.model, self.datamodule)
@@ -148,6 +158,12 @@ def check_run_folder(trainer: Trainer) -> None:
             f"trainer.default_root_dir: found {trainer.default_root_dir}, where nothing can be written ({error.strerror}), need a folder for the run; "
             "choose another one"
         ) from error
+
+
+def has_weights(model: LightningModule) -> bool:
+    """Whether a module brings its own weights, both towers of a model folder."""
+    from_folder = isinstance(model, ContrastiveModule) and model.init_from is not None and set(model.init_towers) == set(TOWERS)
+    return from_folder or isinstance(model, ReleasedModel)
 
 
 def check_images(found: ImagePreprocess, need: TwoTowerConfig) -> None:

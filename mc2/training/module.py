@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -327,6 +327,10 @@ class ContrastiveModule(LightningModule):
         """Token ids (B, L) -> fp32 features of unit length, (B, D). Under FSDP2 all ranks must call it equally often."""
         text_BD: Tensor = self.active_towers.encode_text(tokens_BL)
         return text_BD
+
+    def text_state(self) -> tuple[str, Mapping[str, Tensor]]:
+        """All that decides `encode_text`: settings in words, and the weights of the tower that is evaluated now, sharded as they are."""
+        return f"{self.tower_config.text} {self.tower_config.embed_dim} {self.trainer.precision}", self.active_towers.text.state_dict()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["towers"] = self.tower_config.to_json()  # export and the check before loading need nothing but the checkpoint

@@ -1,7 +1,8 @@
-"""`mc2 predict`: which of the given texts fits each image file best. Shapes: N images, M texts."""
+"""`mc2 predict`: which of the given texts fits each image file best; and `mc2 test --watch`. Shapes: N images, M texts."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,10 +10,13 @@ from typing import Any, cast
 import rich
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from torch import Tensor
 
+from mc2.benchmarks.callbacks import MultilingualBenchmark
 from mc2.training.module import Ranking
+from mc2.training.watch import new_checkpoints, results_folder, step_of
 
 
 def read_images(paths: Sequence[str], preprocess: Any) -> Tensor:
@@ -50,7 +54,41 @@ class OneBatch:
 
 
 class RankingTrainer(Trainer):
-    """Lightning's Trainer, whose `predict` takes image files and texts from the command line."""
+    """Lightning's Trainer, whose `predict` takes image files and texts from the command line, and whose `test` may wait for a run's checkpoints."""
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+        watch: Path | None = None,
+        poll_seconds: float = 30.0,
+    ) -> Any:
+        """Run the benchmarks.
+
+        Args:
+            model: the module that the checkpoint belongs to.
+            dataloaders: none; the data module has them.
+            ckpt_path: the weights: a path, or "last".
+            verbose: print Lightning's own table too.
+            datamodule: has the tokenizer and the preprocessing of the run.
+            weights_only: always true for this command line; here because `fit` has it in its saved config.
+            watch: folder of a run: evaluate each of its checkpoints, those that are there and those to come, until that of trainer.max_steps.
+            poll_seconds: how long to wait before the next look for a checkpoint.
+        """
+        if watch is None:
+            return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        callbacks = self.callbacks  # type: ignore[attr-defined]  # set by a connector, declared nowhere
+        for held in new_checkpoints(watch, poll_seconds, self.max_steps, int(os.environ.get("LOCAL_RANK", "0"))):
+            for callback in callbacks:
+                if isinstance(callback, MultilingualBenchmark):
+                    callback.step, callback.results = step_of(held), str(results_folder(watch, step_of(held)))
+            rank_zero_only(print)(f"watch: {held.name}", flush=True)
+            super().test(model, dataloaders, str(held), False, datamodule, weights_only)
+        return []
 
     def predict(  # type: ignore[override]  # another command than Lightning's: image files and texts in, a table out
         self,

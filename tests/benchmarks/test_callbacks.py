@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ def fit(folder: Path, *callbacks: Callback, **settings: Any) -> ToyModule:
 def test_fit_evaluates_every_n_steps_and_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = MultilingualBenchmark([toy_task(tmp_path / "toy")], every_n_steps=2, batch_size=8, num_names=2)
     fit(tmp_path / "run", callback, logger=True, log_every_n_steps=1)
-    assert sorted(path.name for path in (tmp_path / "run/results").iterdir()) == ["step=2.csv", "step=3.csv"]
-    last = read_results(tmp_path / "run/results.csv")
-    assert last == read_results(tmp_path / "run/results/step=3.csv")
-    assert last != read_results(tmp_path / "run/results/step=2.csv")
+    assert sorted(path.name for path in (tmp_path / "run/results").iterdir()) == ["step=2", "step=3"]
+    last = read_results(tmp_path / "run/results.parquet")
+    assert last == read_results(tmp_path / "run/results/step=3/results.parquet")
+    assert last != read_results(tmp_path / "run/results/step=2/results.parquet")
     predictions = pq.read_table(tmp_path / "run/predictions.parquet")
     assert predictions.schema == PREDICTIONS_SCHEMA
     assert predictions.num_rows == 2 * (23 + 23 + 17)
@@ -68,11 +69,15 @@ def test_fit_evaluates_every_n_steps_and_at_the_end(tmp_path: Path, capsys: pyte
     tags = events.Tags()["scalars"]
     assert "toy/classification/ja/top1" in tags
     assert "toy/classification/ja/top5" not in tags
+    assert {image.step for image in events.Images("benchmarks/languages")} == {2, 3}
+    page = (tmp_path / "run/benchmarks.html").read_text(encoding="utf-8")
+    assert page.count("<details") == 3
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
 
 def test_without_an_interval_only_the_end_of_fit_is_evaluated(tmp_path: Path) -> None:
     fit(tmp_path / "run", MultilingualBenchmark([toy_task(tmp_path / "toy")]))
-    assert [path.name for path in (tmp_path / "run/results").iterdir()] == ["step=3.csv"]
+    assert [path.name for path in (tmp_path / "run/results").iterdir()] == ["step=3"]
 
 
 def test_a_run_that_is_stopped_early_is_not_evaluated(tmp_path: Path) -> None:
@@ -105,7 +110,7 @@ def test_training_is_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_a_checkpoint_is_evaluated_outside_fit(tmp_path: Path, stage: str) -> None:
-    callback = MultilingualBenchmark([toy_task(tmp_path / "toy")], results=str(tmp_path / "elsewhere/results.csv"))
+    callback = MultilingualBenchmark([toy_task(tmp_path / "toy")], results=str(tmp_path / "elsewhere"))
     module = ToyModule()
     run = trainer(tmp_path / "run", callback)
     getattr(run, stage)(module, datamodule=ToyData(), verbose=False)
@@ -119,7 +124,7 @@ def test_a_checkpoint_can_follow_a_mean(tmp_path: Path) -> None:
     best = ModelCheckpoint(tmp_path / "best", monitor="toy/classification/mean/top1", mode="max", every_n_train_steps=1, save_top_k=1)
     fit(tmp_path / "run", MultilingualBenchmark([toy_task(tmp_path / "toy")], every_n_steps=1), best)
     assert best.best_model_score is not None
-    scores = [read_results(path) for path in (tmp_path / "run/results").iterdir()]
+    scores = [read_results(path / "results.csv") for path in (tmp_path / "run/results").iterdir()]
     assert float(best.best_model_score) == pytest.approx(max(rows[0].value for rows in scores), abs=1e-6)
     assert (scores[0][0].language, scores[0][0].metric) == ("mean", "top1")
 
@@ -166,8 +171,10 @@ def test_two_ranks_evaluate_together_and_one_writes(tmp_path: Path) -> None:
     (first, forwards), (second, others) = run_processes(fit_on_a_rank, [(tmp_path, "ddp")] * 2, join=False)
     assert first == second
     assert forwards == others
-    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["results", "results.csv"]
-    assert sorted(path.name for path in (tmp_path / "run/results").iterdir()) == ["step=2.csv", "step=3.csv"]
+    files = ["outcomes.parquet", "results.csv", "results.md", "results.parquet"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["benchmarks.html", files[0], "results", *files[1:]]
+    for step in (2, 3):
+        assert sorted(path.name for path in (tmp_path / f"run/results/step={step}").iterdir()) == files
 
 
 def test_settings_are_checked_at_construction(tmp_path: Path) -> None:
@@ -178,6 +185,8 @@ def test_settings_are_checked_at_construction(tmp_path: Path) -> None:
         ({"every_n_steps": 0}, "found every_n_steps 0, need 1 or more"),
         ({"batch_size": 0}, "found batch_size 0"),
         ({"num_names": -1}, "found num_names -1"),
+        ({"num_images": 1}, "a part of 1 images has none of language 'ja'; raise num_images"),
+        ({"reference": "H/15"}, "found neither a folder of results nor a model at 'H/15'; need one of 'H/14 worldwide 29B'"),
         ({"languages": ["de", "fr"]}, "no task has the language 'fr'"),
         ({"languages": []}, "has none of the languages"),
     ):

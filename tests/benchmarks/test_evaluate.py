@@ -11,13 +11,14 @@ from torch.nn.functional import normalize
 
 from mc2.benchmarks import evaluate
 from mc2.benchmarks.encode import encode_images, encode_texts, length_batches
-from mc2.benchmarks.evaluate import Evaluation, common_languages, evaluate_task, language_blocks
+from mc2.benchmarks.evaluate import Engine, Evaluation, common_languages, language_blocks
 from mc2.benchmarks.results import Result, Score
 from mc2.benchmarks.tasks import TaskFolder
 from tests.benchmarks.toys import CharacterTokenizer, ToyData, ToyModule, square, toy_task, write_toy_task
 from tests.processes import run_processes
 
 CPU = torch.device("cpu")
+MEANS = {"mean", "mean:seen", "mean:unseen", "mean:script:Latin"}  # de and en
 
 
 def toy_module() -> ToyModule:
@@ -28,7 +29,7 @@ def toy_module() -> ToyModule:
 @torch.no_grad()
 def test_images_in_batches_equal_images_alone(tmp_path: Path) -> None:
     task, module, data = toy_task(tmp_path / "toy"), toy_module(), ToyData()
-    found = encode_images(module, data.preprocess, task, batch_size=5, device=CPU)
+    found = encode_images(module, data.preprocess, task.image_set, batch_size=5, device=CPU)
     assert module.num_forwards["image"] == 5
     alone = [module.encode_image(data.preprocess.evaluate(image)[None]) for image in task.image_set.read(0, 23)]
     torch.testing.assert_close(found, normalize(torch.cat(alone), dim=1))
@@ -54,8 +55,9 @@ def test_length_batches_hold_every_row_once_within_the_budget() -> None:
 
 @torch.no_grad()
 def evaluation(folder: Path, languages: list[str] | None = None, num_names: int = 0) -> tuple[Evaluation, ToyModule]:
-    module = toy_module()
-    return evaluate_task(module, ToyData(), TaskFolder(folder), 5, CPU, languages, num_names), module
+    module, task = toy_module(), TaskFolder(folder)
+    chosen = task.languages if languages is None else common_languages(task, languages)
+    return next(Engine(module, ToyData(), CPU, 5, num_names=num_names).evaluate([task], [chosen])), module
 
 
 def test_every_image_and_text_is_encoded_once(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_every_image_and_text_is_encoded_once(tmp_path: Path) -> None:
     found, module = evaluation(folder)
     assert module.num_texts == len({text for language in task.languages for text in task.texts(language)})
     assert module.num_forwards["image"] == 5  # 23 images in batches of 5, for three languages and two protocols
-    assert {row.language for row in found.results} == {"mean", "mean:seen", "mean:unseen", "de", "en", "ja"}
+    assert {row.language for row in found.results} == {*MEANS, "de", "en", "ja"}
     assert found.predictions.num_rows == 0
 
 
@@ -164,5 +166,5 @@ def test_an_embedding_is_of_unit_length_whatever_the_model_says(tmp_path: Path) 
             return 100 * super().encode_image(image)
 
     with torch.no_grad():
-        found = encode_images(Loud().eval(), ToyData().preprocess, toy_task(tmp_path / "toy"), batch_size=8, device=CPU)
+        found = encode_images(Loud().eval(), ToyData().preprocess, toy_task(tmp_path / "toy").image_set, batch_size=8, device=CPU)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(23))

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mc2.benchmarks.results import Result, Score, read_results, task_results, write_results
+from mc2.benchmarks.means import Drawn, task_results
+from mc2.benchmarks.results import Result, Score, read_results, write_results
 from mc2.benchmarks.table import results_table
 
 
-def scores(top1: float) -> list[Score]:
+def scores(top1: float) -> list[Drawn]:
     return [
-        Score("classification", "top1", top1, 10, 5),
-        Score("classification", "top5", 1.0, 10, 5),
-        Score("retrieval", "t2i_r1", 0.5, 5, 10),
+        Drawn(Score("classification", "top1", top1, 10, 5), None),
+        Drawn(Score("classification", "top5", 1.0, 10, 5), None),
+        Drawn(Score("retrieval", "t2i_r1", 0.5, 5, 10), None),
     ]
 
 
@@ -24,7 +25,7 @@ def example() -> list[Result]:
     """Emoji in two languages, flags in three of which one is unseen."""
     emoji = task_results("emoji", {"de": scores(0.4), "ja": scores(0.2)}, {})
     return emoji + task_results(
-        "flags", {"af": scores(0.1), "de": scores(0.5), "zu": scores(0.3)}, {"zu": "unseen", "de": "seen", "af": "seen"}
+        "flags", {"af": scores(0.1), "de": scores(0.5), "zu": scores(0.3)}, {"seen": ["af", "de"], "unseen": ["zu"]}
     )
 
 

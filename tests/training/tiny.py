@@ -95,6 +95,7 @@ class TinyTokenizer:
     """Every character is a token."""
 
     vocab_size = VOCABULARY
+    pad_id, eos_id = 1, 2
 
     def __call__(self, texts: list[str]) -> Tensor:
         rows = [[0, *(3 + ord(character) % (VOCABULARY - 3) for character in text[: CONTEXT - 2]), 2] for text in texts]
