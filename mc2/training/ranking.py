@@ -85,7 +85,8 @@ class RankingTrainer(Trainer):
         for held in new_checkpoints(watch, poll_seconds, self.max_steps, int(os.environ.get("LOCAL_RANK", "0"))):
             for callback in callbacks:
                 if isinstance(callback, MultilingualBenchmark):
-                    callback.step, callback.results = step_of(held), str(results_folder(watch, step_of(held)))
+                    callback.step = step_of(held)
+                    callback.results = str(results_folder(watch, callback.step) / (callback.student or ""))
             rank_zero_only(print)(f"watch: {held.name}", flush=True)
             super().test(model, dataloaders, str(held), False, datamodule, weights_only)
         return []
