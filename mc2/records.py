@@ -24,6 +24,7 @@ DROP_REASONS = {
     "duplicate_key": "an earlier pair of the same shard has this key",
     "unreadable_tar": "the file is not a tar; nothing of it was used",
     "truncated_tar": "the tar is cut off or damaged in the middle; the members before it were used",
+    "stale_shard": "the training shard is not the one that the manifest or the index knows; nothing of it was used",
     "unreadable_parquet": "the file is not a parquet, or its footer is damaged; nothing of it was used",
     "damaged_row_group": "a row group of the parquet is damaged; its rows up to there and the other row groups were used",
     "unreadable_wat": "the file holds no WARC record; nothing of it was used",
@@ -34,6 +35,7 @@ DROP_REASONS = {
     "near_duplicate": "an earlier image of the pool that stays has nearly the same hash",
     "benchmark_overlap": "an image of a benchmark has the same bytes or nearly the same hash",
     "balanced_away": "no entry of any caption drew success (balancing, off-line or in the loader)",
+    "language_share": "left out in this pass by the settings of the languages' shares (temperature, bounds)",
     "other_language": "no caption is in one of the languages chosen for training",
 }
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "engines": {"storage"},
     "metadata": BASE | {"engines"},
     "curation": BASE | {"engines", "metadata"},
-    "data": BASE | {"curation"},
+    "data": BASE | {"engines", "curation"},
     "benchmarks": BASE | {"data"},
     "training": BASE | {"data", "model", "benchmarks"},
     "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path

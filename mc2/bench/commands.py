@@ -1,4 +1,4 @@
-"""`mc2 bench match | automata | language-id | evaluate | loader | loss | step | telemetry`: measurements, with the baseline beside them."""
+"""`mc2 bench match | automata | language-id | evaluate | loader | loss | start | step | telemetry`: measurements, with the baseline beside them."""
 
 from __future__ import annotations
 
@@ -341,6 +341,56 @@ def evaluate(
         storage.write_json(json, {"sample": sample, **figures, **about})
 
 
+def start(
+    shards: int = 10_000,
+    pairs: int = 1000,
+    batch: int = 256,
+    workers: int = 2,
+    repeats: int = 3,
+    image_bytes: int = 20_000,
+    json: Path | None = None,
+) -> None:
+    """Seconds from the start of a process to its first batch, at the beginning of a run and where a run of 20 steps goes on.
+
+    Args:
+        shards: Number of shards; they are links to one file.
+        pairs: Pairs of each.
+        batch: Pairs of a batch.
+        workers: Worker processes.
+        repeats: Rounds; the median counts.
+        image_bytes: About the size of the JPEGs (256 px).
+        json: File to write the figures to.
+    """
+    from mc2 import storage
+    from mc2.bench.clocks import circumstances
+    from mc2.bench.loader_sample import jpeg_of_size, picture
+    from mc2.bench.match_sample import sample_captions
+    from mc2.bench.start_speed import measure, write_shards
+    from mc2.data.tokenizer import train_tokenizer
+
+    if min(shards, pairs, batch, repeats) < 1 or workers < 0:
+        raise ValueError(
+            f"start: found shards {shards}, pairs {pairs}, batch {batch}, repeats {repeats}, workers {workers}; need numbers above 0"
+        )
+    with tempfile.TemporaryDirectory(prefix="mc2-bench-") as name:
+        folder = Path(name)
+        train_tokenizer(sample_captions(5000), folder / "tokenizer", vocab_size=8000)
+        write_shards(folder / "shards", shards, pairs, jpeg_of_size(picture(0, 256), image_bytes))
+        figures: dict[str, Any] = measure(folder / "shards", folder / "tokenizer", batch, workers, repeats)
+    for what, seconds in figures.items():
+        own = seconds["first_batch"] - seconds["imports"]
+        print(
+            f"{what}: first batch after {seconds['first_batch']:.2f} s, {seconds['imports']:.2f} s of them imports (torch, lightning), {own:.2f} s ours"
+        )
+    figures |= {
+        "sample": {"shards": shards, "pairs": pairs, "batch": batch, "workers": workers},
+        **circumstances(("mc2", "torch", "lightning")),
+    }
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(json, figures)
+
+
 def main(argv: list[str]) -> int:
     """Run `mc2 bench ...`; argv begins with "bench"."""
     from jsonargparse import auto_cli
@@ -352,6 +402,7 @@ def main(argv: list[str]) -> int:
         "evaluate": evaluate,
         "loader": loader,
         "loss": loss,
+        "start": start,
         "step": step,
         "telemetry": telemetry,
     }

@@ -24,8 +24,9 @@ from mc2 import storage
 from mc2.bench.clocks import Clock
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
-from mc2.data.samples import SampleMaker
-from mc2.data.shard_reader import ShardReader, open_folder
+from mc2.data.samples import Drop, SampleMaker
+from mc2.data.shard_folder import open_folder
+from mc2.data.shard_reader import ShardReader
 from mc2.data.tokenizer import Tokenizer
 from mc2.interchange.convert import named_towers
 from mc2.training.flops import PEAK_FLOPS, PairFlops, meta_towers
@@ -196,7 +197,7 @@ def stages(setting: Setting) -> dict[str, float]:
         images, texts = [], []
         for record in chunk:
             caption = maker.draw(record, 0)
-            if isinstance(caption, str) or not isinstance(record.image, bytes):
+            if isinstance(caption, Drop) or not isinstance(record.image, bytes):
                 continue
             try:
                 with clock("decode"):

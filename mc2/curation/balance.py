@@ -102,15 +102,24 @@ def draw_caption(
     """
     if not captions:
         return None
-    index = int(storage.keyed_uniform(seed, "caption", epoch, pair_key) * len(captions))
-    caption = captions[index]
+    index = drawn_caption(pair_key, len(captions), seed, epoch)
+    return index if accept_caption(pair_key, captions[index], probabilities, seed, epoch) else None
+
+
+def drawn_caption(pair_key: str, num_captions: int, seed: int, epoch: int) -> int:
+    """Which caption of a pair is judged in this epoch."""
+    return int(storage.keyed_uniform(seed, "caption", epoch, pair_key) * num_captions)
+
+
+def accept_caption(pair_key: str, caption: PackedCaption, probabilities: Mapping[str, FloatArray], seed: int, epoch: int) -> bool:
+    """`accept` by the probabilities of the caption's language. Errors: ValueError if the balance does not know the language or the entries."""
     entry_prob = probabilities.get(caption.language)
     if entry_prob is None or (caption.entries and max(caption.entries) >= len(entry_prob)):
         raise ValueError(
             f"balance: pair {pair_key} has a caption in {caption.language!r} with entries that this balance does not know; "
             "need the balance that the shards were packed with"
         )
-    return index if accept(pair_key, caption.entries, entry_prob, seed, epoch) else None
+    return accept(pair_key, caption.entries, entry_prob, seed, epoch)
 
 
 def draw_captions(pair_keys: Sequence[str], pair: IntArray, accepted: BoolArray, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ def train(shards: Path, out: Path, vocab_size: int = 8000, character_coverage: f
         byte_fallback: Spell what has no piece in bytes; without it such characters become unk.
     """
     from mc2.data.fertility import captions
-    from mc2.data.shard_reader import open_folder
+    from mc2.data.shard_folder import open_folder
     from mc2.data.tokenizer import train_tokenizer
 
     texts = (caption.text for caption in captions(open_folder(shards)))
@@ -36,7 +36,7 @@ def show(tokenizer: Path, shards: Path, context_length: int = 77) -> None:
     from rich.table import Table
 
     from mc2.data.fertility import captions, fertility
-    from mc2.data.shard_reader import open_folder
+    from mc2.data.shard_folder import open_folder
     from mc2.data.tokenizer import Tokenizer
 
     table = Table(title=f"{tokenizer}: pieces per language")

@@ -6,17 +6,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
 from mc2 import languages as language_codes
+from mc2 import storage
 from mc2.curation.balance import Balance
 from mc2.data.batch import PairBatch
-from mc2.data.loader import BatchStream, Loader, Share
+from mc2.data.data_sets import DataSet, Mixture, Source, numbered
+from mc2.data.language_shares import LanguageShares
+from mc2.data.loader import BatchStream, Loader, Share, Tally
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing_usable
-from mc2.data.shard_reader import ShardFolder, ShardReader, open_folder
+from mc2.data.shard_folder import ShardFolder, open_folder
+from mc2.data.shard_index import indexed
+from mc2.data.shard_reader import ShardReader
 from mc2.data.shard_stream import Plan
+from mc2.data.shuffle import summary
 from mc2.data.tokenizer import Tokenizer
 from mc2.data.views import ViewConfig, Views
 
@@ -24,15 +31,16 @@ from mc2.data.views import ViewConfig, Views
 class ShardDataModule(LightningDataModule):
     """PairBatch after PairBatch from training shards, in an order that a seed fixes and a checkpoint resumes.
 
-    shards: folder of tars, ours or plain img2dataset ones. tokenizer: folder with tokenizer.model. balance: folder of the balance for
-    on-line balancing (None: every pair of every pass). batch_size: pairs on one rank. steps_per_epoch: batches of a virtual epoch; it only
+    shards: folder of tars, ours or plain img2dataset ones; or a list of data sets with weights. tokenizer: folder with tokenizer.model. balance: folder of the
+    balance for on-line balancing (None: every pair of every pass); in a list each data set has its own. batch_size: pairs on one rank. steps_per_epoch: batches of a virtual epoch; it only
     says when Lightning counts one.
     languages: only captions of these (None: all; shards without language labels cannot be filtered). without_languages: all captions but those of these.
+    language_shares: a temperature and upper bounds on top of what curation left, in each data set.
     shuffle_shards, shuffle_block: records are shuffled over this many shards at once, this many records of each.
     lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of
     the workers and ranks to come, and the order stays the same on another number of them.
     cache_bytes: memory of each worker for records and decoded images of small data sets, kept over passes.
-    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of `shards`
+    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of the (first) `shards`
     if it is None (then nothing is held out: give val_shards to watch for over-fitting).
 
     Errors: ValueError at construction for settings and tokenizer, in `setup` for shards and balance, before the first step.
@@ -40,7 +48,7 @@ class ShardDataModule(LightningDataModule):
 
     def __init__(
         self,
-        shards: str,
+        shards: str | list[DataSet],
         tokenizer: str,
         balance: str | None = None,
         batch_size: int = 256,
@@ -51,6 +59,7 @@ class ShardDataModule(LightningDataModule):
         preprocess: ImagePreprocess = ImagePreprocess(),  # noqa: B008  (frozen)
         languages: list[str] | None = None,
         without_languages: list[str] | None = None,
+        language_shares: LanguageShares = LanguageShares(),  # noqa: B008  (frozen)
         shuffle_shards: int = 8,
         shuffle_block: int = 128,
         lanes: int | None = None,
@@ -69,7 +78,13 @@ class ShardDataModule(LightningDataModule):
         for name, (value, minimum) in least.items():
             if value < minimum:
                 raise ValueError(f"data: found {name} {value}, need at least {minimum}")
-        self.shards, self.balance, self.val_shards = shards, balance, val_shards
+        self.data_sets = [DataSet(shards, balance=balance)] if isinstance(shards, str) else list(shards)
+        if not self.data_sets:
+            raise ValueError("data.shards: found an empty list, need at least one data set")
+        if balance is not None and not isinstance(shards, str):
+            raise ValueError("data.balance: found one beside a list of data sets, need it in the list: each data set has its own")
+        self.val_shards = val_shards or self.data_sets[0].shards
+        self.language_shares = language_shares
         self.batch_size, self.steps_per_epoch, self.num_workers, self.seed = batch_size, steps_per_epoch, num_workers, seed
         self.shuffle_shards, self.shuffle_block, self.cache_bytes, self.val_pairs = shuffle_shards, shuffle_block, cache_bytes, val_pairs
         self.layout = {name: value for name, value in (("lanes", lanes), ("streams_per_lane", streams_per_lane)) if value is not None}
@@ -84,32 +99,68 @@ class ShardDataModule(LightningDataModule):
         self.preprocess, self.context_length = preprocess, context_length
         self.tokenizer = Tokenizer(tokenizer, context_length)
         self.vocab_size, self.eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
-        self._folder: ShardFolder | None = None
+        self._sources: tuple[Source, ...] = ()
         self._views = Views()
-        self._maker = SampleMaker(preprocess, seed, None, self.languages, self.without)
+        self._evaluate = SampleMaker(preprocess, seed, None, self.languages, self.without)
         self._train: Loader | None = None
         self._val_drops: Counter[str] = Counter()
 
     @property
+    def balanced(self) -> bool:
+        """Whether captions are accepted and rejected on the way."""
+        return any(data_set.balance is not None for data_set in self.data_sets)
+
+    @property
+    def tally(self) -> Tally:
+        """What happened to the records of the training batches of this rank since the start of the process."""
+        return self._train.tally if self._train else Tally()
+
+    @property
     def drops(self) -> Counter[str]:
         """Number of drops on this rank since the start of the process, by names of records.DROP_REASONS."""
-        return self._val_drops + (self._train.drops if self._train else Counter())
+        return self._val_drops + self.tally.drops
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often this rank went through each data set, checkpoints before included."""
+        return self._train.passes() if self._train else {}
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._folder is None:
-            self._folder = open_folder(self.shards)
-            probabilities = None if self.balance is None else Balance.load(self.balance).probabilities
-            self._maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without, self._views)
+        if stage == "fit" and not self._sources:
+            names = numbered([data_set.label for data_set in self.data_sets])
+            self._sources = tuple(self._source(data_set, name) for data_set, name in zip(self.data_sets, names, strict=True))
+
+    def _source(self, data_set: DataSet, name: str) -> Source:
+        folder = indexed(open_folder(data_set.shards))
+        plan = Plan(folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block)
+        reader = ShardReader(folder, self.cache_bytes // len(self.data_sets))
+        return Source(name, data_set.weight, plan, self._maker(data_set, folder.captions), reader)
+
+    def _maker(self, data_set: DataSet, captions: Mapping[str, int]) -> SampleMaker:
+        probabilities, expected = None, dict[str, float](captions)
+        if data_set.balance is not None:
+            probabilities = Balance.load(data_set.balance).probabilities
+            rows = storage.read_json(Path(data_set.balance) / "balance.json")["languages"]
+            expected = {code: row.get("expected_pairs", 0) for code, row in rows.items()}
+        maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without, self._views)
+        if self.language_shares.as_curated:
+            return maker
+        taken = {code: number for code, number in expected.items() if maker.takes(code)}
+        return replace(maker, language_keep=self.language_shares.keep_probabilities(taken))
 
     def show(self, views: Mapping[str, ViewConfig]) -> None:
         """From now on batches also have what these models read, where it differs. Errors: ValueError for a tokenizer that is not there."""
         self._views = Views.needed(views, self.tokenizer, self.preprocess)
-        self._maker = replace(self._maker, views=self._views)
+        self._evaluate = replace(self._evaluate, views=self._views)
+        self._sources = tuple(replace(source, maker=replace(source.maker, views=self._views)) for source in self._sources)
 
     def train_dataloader(self) -> Loader:
         """The one loader of the run: Lightning saves and restores its state."""
         if self._train is None:
-            self._train = self.loader(*self._ranks(), pin_memory=self._pin_memory())
+            rank, world_size = self._ranks()
+            if self.trainer and rank == 0:
+                print("\n".join(f"data: {line}" for line in self.summary(world_size)))
+            self._train = self.loader(rank, world_size, self._pin_memory())
         return self._train
 
     def loader(self, rank: int, world_size: int, pin_memory: bool = False) -> Loader:
@@ -118,24 +169,30 @@ class ShardDataModule(LightningDataModule):
         Errors: ValueError for numbers of shards, ranks, workers and rows that do not fit.
         """
         self.setup("fit")
-        assert self._folder is not None
         layout = {"lanes": max(1, self.num_workers), "streams_per_lane": world_size, **self.layout}
-        plan = Plan(self._folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block, **layout)
-        reader = ShardReader(self._folder, self.cache_bytes)
-        batches = BatchStream(plan, Share(rank, world_size, self.batch_size), self._maker, self.tokenizer, reader)
+        mixture = Mixture(self._sources).with_layout(**layout)
+        batches = BatchStream(mixture, Share(rank, world_size, self.batch_size), self.tokenizer)
         return Loader(batches, self.steps_per_epoch, self.num_workers, self.layout, pin_memory)
+
+    def summary(self, world_size: int) -> list[str]:
+        """A line for each data set: its size, how it is dealt out to so many ranks, and how well it is shuffled. Errors: those of `loader`."""
+        sources = self.loader(0, world_size).mixture.sources
+        total = sum(source.weight for source in sources)
+        return [
+            summary(source.name, source.plan, max(1, round(self.batch_size * world_size * source.weight / total))) for source in sources
+        ]
 
     def val_dataloader(self) -> FixedBatches:
         """This rank's part of the fixed validation set, the same number of full batches on every rank."""
-        folder = self.val_shards or self.shards
+        folder = open_folder(self.val_shards)
         rank, world_size = self._ranks()
-        samples = list(islice(self._val_samples(open_folder(folder)), self.val_pairs))
+        samples = list(islice(self._val_samples(folder), self.val_pairs))
         rows = min(self.batch_size, len(samples) // world_size)
         if not samples:
-            raise nothing_usable(self._val_drops)
+            raise nothing_usable(self._val_drops, folder.path)
         if not rows:
             raise ValueError(
-                f"{folder}: found {len(samples)} usable pairs for validation, need at least one for each of {world_size} ranks"
+                f"{folder.path}: found {len(samples)} usable pairs for validation, need at least one for each of {world_size} ranks"
             )
         starts = range(rank * rows, len(samples) - world_size * rows + rank * rows + 1, world_size * rows)
         return FixedBatches([collate(samples[start : start + rows], self.tokenizer, self._views) for start in starts])
@@ -148,7 +205,7 @@ class ShardDataModule(LightningDataModule):
         reader = ShardReader(folder)
         for name in folder.names:
             for record in reader.read(name):
-                sample = self._maker.evaluate(record)
+                sample = self._evaluate.evaluate(record)
                 self._val_drops.update(drop_reasons(record, sample))
                 if isinstance(sample, Sample):
                     yield sample

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mc2.data.shard_reader import ShardFolder, read_shard
+from mc2.data.shard_folder import ShardFolder
+from mc2.data.shard_reader import read_shard
 from mc2.data.tokenizer import Tokenizer
 from mc2.records import PackedCaption
 

@@ -1,6 +1,6 @@
 """Batches of this rank, endlessly, with a state for Lightning's checkpoint: resume is exact, inside an epoch and on other ranks too.
 
-A worker sends the positions behind a batch along with it, so the state is always that of the batches which training has seen, whatever was
+A worker sends the places behind a batch along with it, so the state is always that of the batches which training has seen, whatever was
 prefetched.
 """
 
@@ -18,73 +18,114 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mc2.data.batch import PairBatch
-from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing_usable
-from mc2.data.shard_reader import ShardReader
+from mc2.data.data_sets import LAYOUT, Mixture, Place, Source
+from mc2.data.samples import Sample, collate, drop_reasons, nothing_usable
 from mc2.data.shard_stream import Plan, Position, stream_records
 from mc2.data.tokenizer import Tokenizer
 
-# Settings of the plan that may be taken over from a checkpoint.
-LAYOUT = ("lanes", "streams_per_lane")
 # Passes in a row without a sample after which balancing is not taken for bad luck any more.
 MOST_BARREN_PASSES = 100
+CHANCE = {"balanced_away", "language_share"}  # drops that another pass may not have
+
+
+@dataclass
+class Tally:
+    """What happened to the records of some batches: drops by reason, captions by language that balancing rejected and accepted, samples by data set."""
+
+    drops: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    data_sets: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        self.drops.update(other.drops)
+        self.rejected.update(other.rejected)
+        self.accepted.update(other.accepted)
+        self.data_sets.update(other.data_sets)
 
 
 class Delivery(NamedTuple):
-    """What a worker sends: a batch, the positions of its streams behind the batch, and the drops since the last one."""
+    """What a worker sends: a batch, the places of its streams behind the batch, and what happened to the records since the last one."""
 
     batch: PairBatch
-    positions: dict[int, Position]
-    drops: dict[str, int]
+    places: dict[int, Place]
+    tally: Tally
 
 
 @dataclass
 class SampleStream:
-    """The samples of one canonical stream. `position`: the place behind the last one; `drops`: counts by reason, emptied by the reader."""
+    """The samples of one canonical stream of one data set. `position`: the place behind the last one; `tally`: of the batch that is being made."""
 
-    plan: Plan
+    source: Source
     stream: int
     position: Position
-    maker: SampleMaker
-    reader: ShardReader
-    drops: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
 
     def __iter__(self) -> Iterator[Sample]:
         """Errors: ValueError when nothing survives."""
+        plan, maker, reader = self.source.plan, self.source.maker, self.source.reader
         barren_from: int | None = None  # pass of the first record since the last sample
         reasons: Counter[str] = Counter()
-        for position, record in stream_records(self.plan, self.stream, self.position, self.reader.read):
+        for position, record in stream_records(plan, self.stream, self.position, reader):
             self.position, epoch = position, position.epoch
             barren_from = epoch if barren_from is None else barren_from
-            # the passes between were whole; balancing alone may be bad luck
-            if epoch - barren_from > (MOST_BARREN_PASSES if reasons["balanced_away"] else 1):
-                raise nothing_usable(reasons)
-            sample = self.maker.train(record, epoch, self.reader)
+            # the passes between were whole; a draw alone may be bad luck
+            if epoch - barren_from > (MOST_BARREN_PASSES if CHANCE & reasons.keys() else 1):
+                raise nothing_usable(reasons, plan.folder.path)
+            sample = maker.train(record, epoch, reader)
             dropped = drop_reasons(record, sample)
-            self.drops.update(dropped)
+            self.tally.drops.update(dropped)
             if isinstance(sample, Sample):
                 barren_from = None
                 reasons.clear()
+                self.tally.accepted[sample.language] += 1
+                self.tally.data_sets[self.source.name] += 1
                 yield sample
             else:
                 reasons.update(dropped)
+                if sample.language is not None:
+                    self.tally.rejected[sample.language] += 1
+
+
+class MixedStream:
+    """The samples of one canonical stream of all data sets, endlessly. `place`: behind the last one."""
+
+    def __init__(self, mixture: Mixture, stream: int, place: Place) -> None:
+        self._mixture, self._stream, self._samples = mixture, stream, place.samples
+        self._parts = [SampleStream(source, stream, position) for source, position in zip(mixture.sources, place.positions, strict=True)]
+        self._iterators = [iter(part) for part in self._parts]
+
+    def take(self, number: int, tally: Tally) -> list[Sample]:
+        """The next samples; what happened on the way is counted in `tally`. Errors: ValueError when nothing survives."""
+        for part in self._parts:
+            part.tally = tally
+        samples = []
+        for _ in range(number):
+            samples.append(next(self._iterators[self._mixture.choose(self._stream, self._samples)]))
+            self._samples += 1
+        return samples
+
+    @property
+    def place(self) -> Place:
+        return Place(self._samples, tuple(part.position for part in self._parts))
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of the global batches this rank makes, from which batch on, with the positions of its streams (absent: the beginning)."""
+    """Which rows of the global batches this rank makes, from which batch on, with the places of its streams (absent: the beginning)."""
 
     rank: int
     world_size: int
     batch_size: int
     first_batch: int = 0
-    positions: dict[int, Position] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict)
 
 
 class BatchStream(IterableDataset[Delivery | str]):
     """The deliveries of one rank, endlessly: worker i of n makes batches i, i + n, ... from the first on. An error travels as its text."""
 
-    def __init__(self, plan: Plan, share: Share, maker: SampleMaker, tokenizer: Tokenizer, reader: ShardReader) -> None:
-        self.plan, self.share, self.maker, self.tokenizer, self.reader = plan, share, maker, tokenizer, reader
+    def __init__(self, mixture: Mixture, share: Share, tokenizer: Tokenizer) -> None:
+        self.mixture, self.share, self.tokenizer = mixture, share, tokenizer
 
     def __iter__(self) -> Iterator[Delivery | str]:
         if get_worker_info() is not None:
@@ -97,22 +138,15 @@ class BatchStream(IterableDataset[Delivery | str]):
     def _deliveries(self) -> Iterator[Delivery]:
         worker = get_worker_info()
         index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        streams: dict[int, SampleStream] = {}
-        iterators: dict[int, Iterator[Sample]] = {}
+        streams: dict[int, MixedStream] = {}
         for batch in count(self.share.first_batch + index, num_workers):
-            own = self.plan.lane_streams(batch, self.share.rank, self.share.world_size)
+            tally = Tally()
+            own = self.mixture.plan.lane_streams(batch, self.share.rank, self.share.world_size)
             for stream in own:
                 if stream not in streams:
-                    position = self.share.positions.get(stream, Position())
-                    streams[stream] = SampleStream(self.plan, stream, position, self.maker, self.reader)
-                    iterators[stream] = iter(streams[stream])
-            samples = [next(iterators[stream]) for stream in own for _ in range(self.share.batch_size // len(own))]
-            drops = sum((streams[stream].drops for stream in own), Counter())
-            for stream in own:
-                streams[stream].drops.clear()
-            yield Delivery(
-                collate(samples, self.tokenizer, self.maker.views), {stream: streams[stream].position for stream in own}, dict(drops)
-            )
+                    streams[stream] = MixedStream(self.mixture, stream, self.share.places.get(stream, self.mixture.start))
+            samples = [sample for stream in own for sample in streams[stream].take(self.share.batch_size // len(own), tally)]
+            yield Delivery(collate(samples, self.tokenizer, self.mixture.views), {stream: streams[stream].place for stream in own}, tally)
 
 
 def leave_signals_to_the_parent() -> None:
@@ -129,20 +163,24 @@ class Loader:
     """Batches of this rank; `len` is the virtual epoch, and the next epoch goes on where the last one ended.
 
     `layout` holds the lanes and streams_per_lane that the user fixed; one that is not fixed is taken over from the checkpoint on a resume.
-    `drops` counts by reason what this rank dropped since the start of the process. Errors: ValueError, before the first batch, for numbers
+    `tally` counts what happened to the records of this rank since the start of the process. Errors: ValueError, before the first batch, for numbers
     that do not divide.
     """
 
     def __init__(self, batches: BatchStream, steps: int, num_workers: int, layout: Mapping[str, int], pin_memory: bool = False) -> None:
         self._batches, self._steps, self._num_workers, self._layout, self._pin_memory = batches, steps, num_workers, layout, pin_memory
-        self.drops: Counter[str] = Counter()
+        self.tally = Tally()
         self._iterator: Iterator[Delivery | str] | None = None
-        check_layout(batches.plan, batches.share, num_workers)
+        check_layout(batches.mixture.plan, batches.share, num_workers)
 
     @property
-    def plan(self) -> Plan:
-        """The order of the records."""
-        return self._batches.plan
+    def mixture(self) -> Mixture:
+        """The data sets with the order of their records."""
+        return self._batches.mixture
+
+    def passes(self) -> dict[str, float]:
+        """How often this rank went through each data set."""
+        return self.mixture.passes(self._batches.share.places)
 
     def __len__(self) -> int:
         return self._steps
@@ -156,8 +194,8 @@ class Loader:
             if isinstance(delivery, str):
                 raise ValueError(delivery)
             share = self._batches.share
-            self._batches.share = replace(share, first_batch=share.first_batch + 1, positions={**share.positions, **delivery.positions})
-            self.drops.update(delivery.drops)
+            self._batches.share = replace(share, first_batch=share.first_batch + 1, places={**share.places, **delivery.places})
+            self.tally.add(delivery.tally)
             yield delivery.batch
 
     def _start(self) -> Iterator[Delivery | str]:
@@ -167,7 +205,7 @@ class Loader:
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
             pin_memory=self._pin_memory,
-            generator=torch.Generator().manual_seed(self._batches.plan.seed % 2**63),  # else a number is drawn from the model's generator
+            generator=torch.Generator().manual_seed(self.mixture.plan.seed % 2**63),  # else a number is drawn from the model's generator
         )
         return iter(loader)
 
@@ -176,33 +214,33 @@ class Loader:
         self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The order's identity, the number of batches and the positions of the streams of all ranks; every rank must call it."""
+        """The order's identity, the number of batches and the places of the streams of all ranks; every rank must call it."""
         share = self._batches.share
-        positions = {str(stream): list(position) for stream, position in share.positions.items()}
+        places = {str(stream): place.to_json() for stream, place in share.places.items()}
         if share.world_size > 1:
             parts: list[dict[str, list[int]]] = [{}] * share.world_size
-            dist.all_gather_object(parts, positions)
-            positions = {stream: position for part in parts for stream, position in part.items()}
-        return {"order": self._batches.plan.identity(), "batch": share.first_batch, "positions": positions}
+            dist.all_gather_object(parts, places)
+            places = {stream: place for part in parts for stream, place in part.items()}
+        return {"order": self.mixture.identity(), "batch": share.first_batch, "places": places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on behind the batches of a checkpoint. Errors: ValueError if they were of another order."""
-        plan, share = self._batches.plan, self._batches.share
+        mixture, share = self.mixture, self._batches.share
         found = dict(state["order"])
-        need = {**found, **{k: v for k, v in plan.identity().items() if k not in LAYOUT}, **self._layout}
+        need = {**found, **{k: v for k, v in mixture.identity().items() if k not in LAYOUT}, **self._layout}
         different = [f"{key}: found {found[key]!r}, need {need[key]!r}" for key in need if found.get(key) != need[key]]
         if different:
             raise ValueError(
                 f"data: the checkpoint belongs to another order of samples ({'; '.join(different)}); set the same, or start a new run"
             )
-        plan = replace(plan, **{key: found[key] for key in LAYOUT})
-        check_layout(plan, share, self._num_workers)
+        mixture = mixture.with_layout(**{key: found[key] for key in LAYOUT})
+        check_layout(mixture.plan, share, self._num_workers)
         # only its own streams: what it was told of the others would overwrite their progress in the next checkpoint
-        own = {stream for lane in range(plan.lanes) for stream in plan.lane_streams(lane, share.rank, share.world_size)}
-        positions = {int(stream): Position(*position) for stream, position in state["positions"].items() if int(stream) in own}
-        share = replace(share, first_batch=state["batch"], positions=positions)
+        own = {stream for lane in range(mixture.plan.lanes) for stream in mixture.plan.lane_streams(lane, share.rank, share.world_size)}
+        places = {int(stream): Place.from_json(place) for stream, place in state["places"].items() if int(stream) in own}
+        share = replace(share, first_batch=state["batch"], places=places)
         self.close()
-        self._batches.plan, self._batches.share = plan, share
+        self._batches.mixture, self._batches.share = mixture, share
 
 
 def check_layout(plan: Plan, share: Share, num_workers: int) -> None:

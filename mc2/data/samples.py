@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from mc2 import storage
-from mc2.curation.balance import FloatArray, draw_caption
+from mc2.curation.balance import FloatArray, accept_caption, drawn_caption
 from mc2.data.batch import PairBatch
 from mc2.data.preprocess import BrokenImage, HugeImage, ImagePreprocess
 from mc2.data.shard_reader import Record, ShardReader
@@ -33,11 +34,19 @@ class Sample(NamedTuple):
     others: tuple[Tensor, ...] = ()
 
 
+class Drop(NamedTuple):
+    """Why there is no sample, by a name of records.DROP_REASONS. language: of the caption that was drawn, where one was."""
+
+    reason: str
+    language: str | None = None
+
+
 @dataclass(frozen=True)
 class SampleMaker:
     """Draws and decodes.
 
-    `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all); `without`: none of these.
+    `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all); `without`: none of these;
+    `language_keep`: the chance of each language's pairs on top (None: 1).
 
     Every choice is a keyed hash of (seed, pass, pair key).
     """
@@ -48,29 +57,36 @@ class SampleMaker:
     languages: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
     views: Views = field(default_factory=Views)
+    language_keep: Mapping[str, float] | None = None
 
     def takes(self, language: str) -> bool:
         """Whether captions of this language are used."""
         return (self.languages is None or language in self.languages) and language not in self.without
 
-    def draw(self, record: Record, epoch: int) -> PackedCaption | str:
-        """The caption of the record in this pass, or the reason why there is none."""
+    def draw(self, record: Record, epoch: int) -> PackedCaption | Drop:
+        """The caption of the record in this pass, or why there is none."""
         captions = record.captions
         if not captions:
-            return record.drops[-1]
+            return Drop(record.drops[-1])
         if self.languages is not None or self.without:
             captions = tuple(caption for caption in captions if self.takes(caption.language))
             if not captions:
-                return "other_language"
-        if self.probabilities is None:
-            return captions[int(storage.keyed_uniform(self.seed, "caption", epoch, record.key) * len(captions))]
-        index = draw_caption(record.key, captions, self.probabilities, self.seed, epoch)
-        return "balanced_away" if index is None else captions[index]
+                return Drop("other_language")
+        caption = captions[drawn_caption(record.key, len(captions), self.seed, epoch)]
+        if self.probabilities is not None and not accept_caption(record.key, caption, self.probabilities, self.seed, epoch):
+            return Drop("balanced_away", caption.language)
+        if self.language_keep is not None and not self._keeps(caption.language, record.key, epoch):
+            return Drop("language_share", caption.language)
+        return caption
 
-    def train(self, record: Record, epoch: int, reader: ShardReader) -> Sample | str:
+    def _keeps(self, language: str, key: str, epoch: int) -> bool:
+        assert self.language_keep is not None
+        return storage.keyed_uniform(self.seed, "language", epoch, key) < self.language_keep.get(language, 1.0)
+
+    def train(self, record: Record, epoch: int, reader: ShardReader) -> Sample | Drop:
         """A sample with a random crop, or the reason why there is none in this pass."""
         caption = self.draw(record, epoch)
-        if isinstance(caption, str):
+        if isinstance(caption, Drop):
             return caption
         assert record.image is not None  # a record with captions has one
         try:
@@ -81,35 +97,35 @@ class SampleMaker:
             seed = storage.keyed_hash(self.seed, "crop", epoch, record.key)
             pixels, others = self.preprocess.train(image, seed), self.views.crops(self.preprocess, image, seed)
         except BrokenImage:
-            return "broken_image"
+            return Drop("broken_image")
         except HugeImage:
-            return "huge_image"
+            return Drop("huge_image")
         return Sample(pixels, caption.text, caption.language, record.key, others)
 
-    def evaluate(self, record: Record) -> Sample | str:
+    def evaluate(self, record: Record) -> Sample | Drop:
         """A sample with the evaluation transform and the caption of pass 0, not balanced away, or the reason why there is none."""
-        caption = replace(self, probabilities=None).draw(record, 0)
-        if isinstance(caption, str):
+        caption = replace(self, probabilities=None, language_keep=None).draw(record, 0)
+        if isinstance(caption, Drop):
             return caption
         assert isinstance(record.image, bytes)
         try:
             pixels, others = self.preprocess.evaluate(record.image), self.views.centres(self.preprocess, record.image)
         except BrokenImage:
-            return "broken_image"
+            return Drop("broken_image")
         except HugeImage:
-            return "huge_image"
+            return Drop("huge_image")
         return Sample(pixels, caption.text, caption.language, record.key, others)
 
 
-def drop_reasons(record: Record, sample: Sample | str) -> list[str]:
+def drop_reasons(record: Record, sample: Sample | Drop) -> list[str]:
     """Reasons to count for one visit of a record. One that has no captions has said why itself."""
-    return [*record.drops, sample] if isinstance(sample, str) and record.captions else list(record.drops)
+    return [*record.drops, sample.reason] if isinstance(sample, Drop) and record.captions else list(record.drops)
 
 
-def nothing_usable(reasons: Counter[str]) -> ValueError:
+def nothing_usable(reasons: Counter[str], path: Path) -> ValueError:
     """The error of a data set in which nothing survives."""
     what = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
-    return ValueError(f"data: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")
+    return ValueError(f"{path}: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer, views: Views = Views()) -> PairBatch:  # noqa: B008  (frozen)

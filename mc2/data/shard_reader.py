@@ -1,27 +1,28 @@
-"""Training shards as records: a folder of tars checked before use, and each tar read with webdataset.
+"""Records of training shards: each tar read from its beginning, from any record on, or one record alone.
 
-Two kinds of folders: ours (`manifest.json`; records `<key>.jpg` + `<key>.json` with packed captions) and anybody's plain img2dataset tars
-(`<key>.jpg` + `<key>.txt`, or a JSON with a list of strings under "captions").
+Two kinds of shards: ours (`<key>.jpg` + `<key>.json` with packed captions) and anybody's plain img2dataset tars (`<key>.jpg` + `<key>.txt`, or a JSON with a list
+of strings under "captions").
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from mc2 import storage
 from mc2.curation.pool_tar import IMAGE_EXTENSIONS
-from mc2.records import PackedCaption, ShardManifest
-
-MANIFEST = "manifest.json"
+from mc2.data.shard_folder import ShardFolder
+from mc2.data.shard_index import read_index
+from mc2.data.tar_records import DamagedTar, Group, groups
+from mc2.records import PackedCaption
 
 
 @dataclass(slots=True)
@@ -35,73 +36,11 @@ class Record:
     cached: bool = False
 
 
-@dataclass(frozen=True)
-class ShardFolder:
-    """The tars of a folder by name. `fingerprint` changes with their names and sizes."""
-
-    path: Path
-    names: tuple[str, ...]
-    fingerprint: str
-
-
-def open_folder(path: str | Path) -> ShardFolder:
-    """The shards of a folder, each as long as the manifest says or, without one, each with a readable header.
-
-    Errors: ValueError that names the first that is not.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no folder of shards here; give one with .tar files (`mc2 curate pack` writes them)")
-    sizes = {file.name: file.stat().st_size for file in sorted(path.glob("*.tar"))}
-    if not sizes:
-        raise ValueError(f"{path}: found no .tar file, need at least one shard")
-    if (path / MANIFEST).exists():
-        _check_manifest(path, read_manifest(path), sizes)
-    else:
-        for name in sizes:
-            _check_header(path / name)
-    return ShardFolder(path, tuple(sizes), storage.fingerprint(sizes))
-
-
-def read_manifest(folder: Path) -> ShardManifest:
-    """The manifest of a folder. Errors: ValueError if it is not one."""
-    value = storage.read_json(folder / MANIFEST)
-    try:
-        return ShardManifest.from_json(value)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / MANIFEST}: not a manifest of shards ({error!r}); run `mc2 curate pack` again") from error
-
-
-def _check_manifest(folder: Path, manifest: ShardManifest, sizes: Mapping[str, int]) -> None:
-    need = {tar_name(shard.name): shard.num_bytes for shard in manifest.shards}
-    missing, strange = sorted(need.keys() - sizes.keys()), sorted(sizes.keys() - need.keys())
-    if missing or strange:
-        what = "; ".join(
-            f"{word}: {', '.join(names[:3])}" for word, names in (("missing", missing), ("not in the manifest", strange)) if names
-        )
-        raise ValueError(f"{folder}: the tars are not those of {MANIFEST} ({what}); copy the folder again or run `mc2 curate pack` again")
-    for name, num_bytes in need.items():
-        if sizes[name] != num_bytes:
-            raise ValueError(
-                f"{folder / name}: found {sizes[name]} bytes, need {num_bytes} by {MANIFEST}; copy it again or run `mc2 curate pack` again"
-            )
-
-
-def tar_name(shard: str) -> str:
-    """File name of a shard that a manifest names with or without its ending."""
-    return shard if shard.endswith(".tar") else f"{shard}.tar"
-
-
-def _check_header(file: Path) -> None:
-    try:
-        with tarfile.open(file, "r:") as tar:
-            tar.next()
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{file}: not a readable tar ({error}); copy it again or take it out of the folder") from error
+CUT_OFF = Record("", drops=("truncated_tar",))
 
 
 class ShardReader:
-    """Records of shards, in the order of the tar.
+    """Records of shards, in the order of the tar. A record's number is its place in the tar: the unusable ones count too.
 
     Up to `cache_bytes` of them stay in memory, so that later passes neither read nor decode them.
     """
@@ -109,18 +48,52 @@ class ShardReader:
     def __init__(self, folder: ShardFolder, cache_bytes: int = 0) -> None:
         self.folder, self._free_bytes = folder, cache_bytes
         self._kept: dict[str, list[Record]] = {}
+        self._index = lru_cache(maxsize=64)(self._read_index)  # of the shards that a resumed run has open
 
-    def read(self, name: str) -> Iterator[Record]:
-        """Every record of a shard; the unusable ones too, with the reason, so that a record's place is fixed."""
+    def read(self, name: str, first: int = 0) -> Iterator[Record]:
+        """The records of a shard from a number on; the unusable ones too, with the reason. What is before the first is not read.
+
+        A tar that is not the one that the manifest or the index knows is one record with the drop `stale_shard`.
+        """
         if name in self._kept:
-            return iter(self._kept[name])
+            return iter(self._kept[name][first:])
+        if first >= (self.num_records(name) if first else 1):
+            return iter(())
         file = self.folder.path / name
-        return self._keep(name) if self._reserve(file.stat().st_size) else read_shard(file)
+        num_bytes = _num_bytes(file)
+        if num_bytes != self.folder.num_bytes[name]:
+            return iter([Record("", drops=("stale_shard",))])
+        if first:
+            return read_shard(file, int(self._index(name)[first, 0]))
+        return self._keep(name) if self._reserve(num_bytes) else read_shard(file)
+
+    def num_records(self, name: str) -> int:
+        """Number of records of a shard, by its index."""
+        return len(self._kept[name]) if name in self._kept else len(self._index(name))
+
+    def record(self, name: str, number: int) -> Record:
+        """One record of a shard, found by its index. Errors: ValueError if the index is not of this tar."""
+        if name in self._kept:
+            return self._kept[name][number]
+        offset, size = self._index(name)[number].tolist()
+        if not size:
+            return CUT_OFF
+        with _open(self.folder.path / name) as stream:
+            try:
+                group = next(groups(stream, offset))
+            except (DamagedTar, StopIteration):
+                group = None
+            if group is None or (group.offset, group.end) != (offset, offset + size):
+                raise ValueError(f"{self.folder.path / name}: has no record at byte {offset}, its index is stale; copy tar and index again")
+            return parse(group.key, _files(stream, group))
 
     def keep_decoded(self, record: Record, image: Tensor) -> None:
         """Put the decoded image in the place of the encoded one, if the record stays in memory and there is room."""
         if record.cached and self._reserve(image.nbytes):
             record.image = image
+
+    def _read_index(self, name: str) -> NDArray[np.int64]:
+        return read_index(self.folder, name)
 
     def _keep(self, name: str) -> Iterator[Record]:
         records = []
@@ -137,45 +110,49 @@ class ShardReader:
         return True
 
 
-def read_shard(file: Path) -> Iterator[Record]:
-    """The records of a tar.
+def read_shard(file: Path, start: int = 0) -> Iterator[Record]:
+    """The records of a tar from a byte on, at which a record must begin.
 
-    One that breaks off ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened.
+    One that is cut off or damaged ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened.
     """
-    failures: list[Exception] = []
+    with _open(file) as stream:
+        try:
+            for group in groups(stream, start):
+                yield parse(group.key, _files(stream, group))
+        except DamagedTar:
+            yield CUT_OFF
 
-    def stop(error: Exception) -> bool:
-        failures.append(error)
-        return False
 
+@contextmanager
+def _there(file: Path) -> Iterator[None]:
     try:
-        stream = open(file, "rb")  # noqa: SIM115  (closed below)
+        yield
     except OSError as error:
         raise ValueError(
             f"{file}: cannot be opened ({error.strerror}); the shards must stay where they are while a run reads them"
         ) from error
-    with stream:
-        whole = _has_end(stream)
-        files = tar_file_expander([{"url": file.name, "stream": stream}], handler=stop)
-        samples = group_by_keys(files, handler=lambda _: True)
-        yield from map(parse, samples)
-    if failures or not whole:
-        yield Record("", drops=("truncated_tar",))
 
 
-def _has_end(stream: Any) -> bool:
-    """Whether the file ends with a tar's block of zeros: tarfile takes any cut between two members for the end."""
-    stream.seek(0, os.SEEK_END)
-    size = stream.tell()
-    stream.seek(max(size - 512, 0))
-    end: bytes = stream.read()
-    stream.seek(0)
-    return size % 512 == 0 and not any(end)
+def _open(file: Path) -> IO[bytes]:
+    with _there(file):
+        return open(file, "rb")
 
 
-def parse(sample: Mapping[str, Any]) -> Record:
-    """A record from webdataset's sample: bytes by extension, `__key__`."""
-    key = sample["__key__"]
+def _num_bytes(file: Path) -> int:
+    with _there(file):
+        return file.stat().st_size
+
+
+def _files(stream: IO[bytes], group: Group) -> dict[str, bytes]:
+    files = {}
+    for extension, member in group.files.items():
+        stream.seek(member.data)
+        files[extension] = stream.read(member.size)
+    return files
+
+
+def parse(key: str, sample: Mapping[str, bytes]) -> Record:
+    """A record from its files by extension."""
     image = next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
     if not image:
         return Record(key, drops=("no_image",))
@@ -190,7 +167,7 @@ def parse(sample: Mapping[str, Any]) -> Record:
     return Record(key, usable, image, drops) if usable else Record(key, drops=(*drops, "no_captions"))
 
 
-def _captions(sample: Mapping[str, Any]) -> list[PackedCaption]:
+def _captions(sample: Mapping[str, bytes]) -> list[PackedCaption]:
     """Errors: ValueError, TypeError or KeyError if the JSON is not what it should be."""
     value = json.loads(sample["json"].decode("utf-8", "surrogateescape")) if "json" in sample else {}
     if "captions" in value:

@@ -12,15 +12,16 @@ global batches are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mc2 import storage
-from mc2.data.shard_reader import Record, ShardFolder
+from mc2.data.shard_folder import ShardFolder
+from mc2.data.shard_reader import Record
 
 # A stream may meet nothing but an empty shard in a pass; not so often in a row.
 MOST_EMPTY_PASSES = 20
@@ -35,6 +36,16 @@ class Position(NamedTuple):
     offset: int = 0
 
 
+class Records(Protocol):
+    """The records of shards by number, the unusable ones too (`ShardReader`)."""
+
+    def read(self, name: str, first: int = 0) -> Iterator[Record]: ...
+
+    def num_records(self, name: str) -> int: ...
+
+    def record(self, name: str, number: int) -> Record: ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that the order depends on. Errors: ValueError for fewer shards than streams, with the numbers that work."""
@@ -45,6 +56,7 @@ class Plan:
     streams_per_lane: int = 1
     shuffle_shards: int = 8
     shuffle_block: int = 128
+    _orders: dict[int, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)  # of the passes that streams are in
 
     def __post_init__(self) -> None:
         for name in ("lanes", "streams_per_lane", "shuffle_shards", "shuffle_block"):
@@ -78,10 +90,21 @@ class Plan:
 
     def windows(self, stream: int, epoch: int) -> list[list[str]]:
         """The shards of a stream in one pass, in groups that are read at once, as equal as can be."""
-        order = storage.keyed_order(self.seed, "shards", epoch, self.folder.names)
+        order = self._order(epoch)
         own = order[(stream - epoch * len(order)) % self.num_streams :: self.num_streams]
         groups = -(-len(own) // self.shuffle_shards)
         return [own[len(own) * i // groups : len(own) * (i + 1) // groups] for i in range(groups)]
+
+    def _order(self, epoch: int) -> list[str]:
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.pop(min(self._orders))
+            self._orders[epoch] = storage.keyed_order(self.seed, "shards", epoch, self.folder.names)
+        return self._orders[epoch]
+
+    def passes(self, stream: int, position: Position) -> float:
+        """How often a stream went through its shards, to the window."""
+        return position.epoch + position.window / max(1, len(self.windows(stream, position.epoch)))
 
     def block_order(self, stream: int, position: Position, num_records: int) -> list[int]:
         """The order of the records of a block."""
@@ -97,8 +120,8 @@ class Plan:
         return range(first, first + per_rank)
 
 
-def stream_records(plan: Plan, stream: int, start: Position, read: Callable[[str], Iterator[Record]]) -> Iterator[tuple[Position, Record]]:
-    """The records of a stream from a position on, endlessly, each with the position behind it.
+def stream_records(plan: Plan, stream: int, start: Position, source: Records) -> Iterator[tuple[Position, Record]]:
+    """The records of a stream from a position on, endlessly, each with the position behind it. Nothing before the position is read.
 
     Errors: ValueError if the shards hold no record at all.
     """
@@ -109,7 +132,7 @@ def stream_records(plan: Plan, stream: int, start: Position, read: Callable[[str
             if (epoch, window) < start[:2]:
                 continue
             here = start if (epoch, window) == start[:2] else Position(epoch, window)
-            for step in _window_records(plan, stream, here, [read(shard) for shard in shards]):
+            for step in _window_records(plan, stream, here, shards, source):
                 empty_passes = 0
                 yield step
         if empty_passes > MOST_EMPTY_PASSES:
@@ -118,15 +141,24 @@ def stream_records(plan: Plan, stream: int, start: Position, read: Callable[[str
             )
 
 
-def _window_records(plan: Plan, stream: int, start: Position, shards: list[Iterator[Record]]) -> Iterator[tuple[Position, Record]]:
-    used_up = start.block * plan.shuffle_block
-    for shard in shards:
-        next(islice(shard, used_up, used_up), None)
+def _window_records(plan: Plan, stream: int, start: Position, shards: list[str], source: Records) -> Iterator[tuple[Position, Record]]:
+    if start.offset:
+        yield from _rest_of_block(plan, stream, start, shards, source)
+        start = Position(start.epoch, start.window, start.block + 1)
+    readers = [source.read(shard, start.block * plan.shuffle_block) for shard in shards]
     for block in count(start.block):
-        records = [record for shard in shards for record in islice(shard, plan.shuffle_block)]
+        records = [record for reader in readers for record in islice(reader, plan.shuffle_block)]
         if not records:
             return
-        here = Position(start.epoch, start.window, block, start.offset if block == start.block else 0)
-        order = plan.block_order(stream, here, len(records))
-        for offset in range(here.offset, len(records)):
-            yield here._replace(offset=offset + 1), records[order[offset]]
+        here = start._replace(block=block)
+        for offset, number in enumerate(plan.block_order(stream, here, len(records)), start=1):
+            yield here._replace(offset=offset), records[number]
+
+
+def _rest_of_block(plan: Plan, stream: int, start: Position, shards: list[str], source: Records) -> Iterator[tuple[Position, Record]]:
+    """The records of a block behind a position in it, one by one."""
+    first = start.block * plan.shuffle_block
+    places = [(shard, number) for shard in shards for number in range(first, min(first + plan.shuffle_block, source.num_records(shard)))]
+    order = plan.block_order(stream, start, len(places))
+    for offset in range(start.offset, len(places)):
+        yield start._replace(offset=offset + 1), source.record(*places[order[offset]])

@@ -74,7 +74,7 @@ def trim(
 def caption_source(shards: Path | None, texts: Sequence[Path] | None) -> Callable[[], Iterator[PackedCaption]]:
     """What gives the captions anew at each call. Errors: ValueError without any, or for a file that is not there."""
     from mc2.data.fertility import captions
-    from mc2.data.shard_reader import open_folder
+    from mc2.data.shard_folder import open_folder
 
     if (shards is None) == (not texts):
         raise ValueError("trim: need captions, either --shards FOLDER or --texts '[de.txt, sw.txt]'")

@@ -127,7 +127,7 @@ class Quickstart:
     def tokenizer(self) -> None:
         """SentencePiece pieces of the curated captions."""
         from mc2.data.fertility import captions
-        from mc2.data.shard_reader import open_folder
+        from mc2.data.shard_folder import open_folder
         from mc2.data.tokenizer import train_tokenizer
 
         inputs = {"shards": self._fingerprint("shards"), "vocab_size": self.vocab_size}

@@ -40,12 +40,7 @@ def shards_finding(data: Any, num_ranks: int) -> Finding:
     module = parser.instantiate_classes(SETTINGS(data=data)).data
     if not isinstance(module, ShardDataModule):
         return Finding("warn", "data", f"{type(module).__name__} does not say how it is dealt out to {num_ranks} ranks")
-    plan = module.loader(0, num_ranks).plan
-    workers = max(1, module.num_workers)
-    number = len(plan.folder.names)
-    return Finding(
-        "ok", "data", f"{number:,} shards, {number / num_ranks / workers:,.1f} for each of {workers} workers of {num_ranks} ranks"
-    )
+    return Finding("ok", "data", "; ".join(module.summary(num_ranks)))
 
 
 def measured_per_worker(path: Path) -> tuple[float, int]:

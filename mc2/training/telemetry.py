@@ -218,7 +218,7 @@ class Telemetry(Callback):
         now = drops(trainer)
         new, self._drops = now - self._drops, now
         rates = {f"data/drops/{reason}": count / self._samples for reason, count in new.items()}
-        balanced = isinstance(data_of(trainer), ShardDataModule) and data_of(trainer).balance is not None
+        balanced = isinstance(data_of(trainer), ShardDataModule) and data_of(trainer).balanced
         return {**rates, "data/accepted": self._samples / (self._samples + new["balanced_away"])} if balanced else rates
 
     def _write_pending(self, trainer: Trainer) -> None:

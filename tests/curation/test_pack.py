@@ -18,7 +18,8 @@ from mc2.curation.balance_stage import run_balance
 from mc2.curation.match_stage import run_match
 from mc2.curation.pack_plan import PackSettings, Plan
 from mc2.curation.pack_stage import member_key, run_pack
-from mc2.data.shard_reader import open_folder, read_shard
+from mc2.data.shard_folder import open_folder
+from mc2.data.shard_reader import read_shard
 from mc2.engines.engine import ShardErrors
 from mc2.engines.local import LocalEngine
 from mc2.records import ShardManifest

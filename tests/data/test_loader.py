@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,11 +16,13 @@ import torch
 
 from mc2.curation.balance import keep_probability
 from mc2.data.batch import PairBatch
+from mc2.data.data_sets import DataSet
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.loader import Loader
 from mc2.data.preprocess import ImagePreprocess
-from mc2.data.samples import SampleMaker
-from mc2.data.shard_reader import Record, ShardReader, open_folder, read_shard
+from mc2.data.samples import Drop, SampleMaker
+from mc2.data.shard_folder import open_folder
+from mc2.data.shard_reader import Record, ShardReader, read_shard
 from mc2.records import DROP_REASONS, PackedCaption
 from tests.data.shards import jpeg, packed, record, write_folder, write_tar
 
@@ -31,9 +34,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("shards"), [9, 12, 4, 10, 7, 13])
 
 
-def data(shards: Path, tokenizer_folder: Path, **settings: Any) -> ShardDataModule:
+def data(shards: Path | list[DataSet], tokenizer_folder: Path, **settings: Any) -> ShardDataModule:
     defaults: dict[str, Any] = {"batch_size": 4, "steps_per_epoch": 5, "shuffle_shards": 2, "shuffle_block": 3, "preprocess": SMALL}
-    return ShardDataModule(str(shards), str(tokenizer_folder), **{**defaults, **settings})
+    return ShardDataModule(str(shards) if isinstance(shards, Path) else shards, str(tokenizer_folder), **{**defaults, **settings})
 
 
 def batches(loader: Loader, number: int) -> list[PairBatch]:
@@ -92,11 +95,11 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one(shards: Path, tokenizer_folder
     whole = [joined(parts) for parts in zip(*(keys(loader, 10) for loader in two), strict=True)]
     parts = [data(shards, tokenizer_folder, batch_size=2).loader(rank, 2) for rank in range(2)]
     assert [joined(rows) for rows in zip(*(keys(loader, 4) for loader in parts), strict=True)] == whole[:4]
-    positions = {
-        str(k): list(v) for part in parts for k, v in part._batches.share.positions.items()
+    places = {
+        str(k): place.to_json() for part in parts for k, place in part._batches.share.places.items()
     }  # what state_dict gathers in a process group
     one = data(shards, tokenizer_folder).loader(0, 1)
-    one.load_state_dict({"order": parts[0]._batches.plan.identity(), "batch": 4, "positions": positions})
+    one.load_state_dict({"order": parts[0].mixture.identity(), "batch": 4, "places": places})
     assert keys(one, 6) == whole[4:]
 
 
@@ -139,6 +142,35 @@ def test_balancing_keeps_the_share_that_the_rule_says() -> None:
         assert abs(drawn[str(caption)] / num_pairs - kept) < 4 * np.sqrt(kept * (1 - kept) / num_pairs) + 1e-9
     other = Counter(str(maker.draw(Record(f"{i}", captions, b""), epoch=1)) for i in range(num_pairs))
     assert drawn != other
+
+
+def slow_uniform(seed: int, purpose: str, epoch: int, key: str, number: int | None = None) -> float:
+    """The keyed draw of storage.py in Python's integers: blake2b, and splitmix64 with a number (an entry id)."""
+    bits = int.from_bytes(hashlib.blake2b(f"{seed}|{purpose}|{epoch}|{key}".encode(), digest_size=8).digest(), "big")
+    if number is not None:
+        bits = (bits + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
+        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+        bits ^= bits >> 31
+    return (bits >> 11) / 2**53
+
+
+def test_draws_are_those_of_a_slow_version() -> None:
+    generator = np.random.default_rng(0)
+    probabilities = {"en": generator.uniform(size=20), "de": generator.uniform(size=5)}
+    maker = SampleMaker(SMALL, seed=3, probabilities=probabilities, language_keep={"en": 0.4, "de": 1.0})
+    for pair in range(300):
+        captions = tuple(
+            PackedCaption(f"{i}", code, tuple(generator.choice(len(probabilities[code]), size, replace=False).tolist()))
+            for i, (code, size) in enumerate([("en", 3), ("de", 1), ("en", 0), ("de", 4)][: 1 + pair % 4])
+        )
+        for epoch in range(3):
+            caption = captions[int(slow_uniform(3, "caption", epoch, f"{pair}") * len(captions))]
+            entry_prob = probabilities[caption.language]
+            accepted = any(slow_uniform(3, "balance", epoch, f"{pair}", entry) < entry_prob[entry] for entry in caption.entries)
+            kept = caption.language == "de" or slow_uniform(3, "language", epoch, f"{pair}") < 0.4
+            expected = caption if accepted and kept else Drop("language_share" if accepted else "balanced_away", caption.language)
+            assert maker.draw(Record(f"{pair}", captions, b""), epoch) == expected
 
 
 def test_passes_draw_different_captions(shards: Path, tokenizer_folder: Path) -> None:
@@ -199,7 +231,7 @@ def test_nothing_survives_is_an_error_not_a_loop(tokenizer_folder: Path, tmp_pat
     write_tar(tmp_path / "0.tar", [*record("x", b""), *record("y", b"fox", image=b"none")])
     for num_workers in (0, 1):
         with pytest.raises(
-            ValueError, match=r"^data: no pair of the shards can be used \(empty_caption 2, no_captions 2, broken_image 2\); look at"
+            ValueError, match=r"^/.*: no pair of the shards can be used \(empty_caption 2, no_captions 2, broken_image 2\); look at"
         ):
             batches(data(tmp_path, tokenizer_folder, num_workers=num_workers).loader(0, 1), 1)
 

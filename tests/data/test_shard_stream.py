@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mc2.data.shard_reader import Record, ShardFolder
+from mc2.data.shard_folder import ShardFolder
+from mc2.data.shard_reader import Record
 from mc2.data.shard_stream import Plan, Position, stream_records
 
 LENGTHS = {"a.tar": 7, "b.tar": 3, "c.tar": 11, "d.tar": 5, "e.tar": 0, "f.tar": 6, "g.tar": 8}
@@ -18,12 +19,28 @@ FOLDER = ShardFolder(Path("shards"), tuple(LENGTHS), "f")
 PLAN = Plan(FOLDER, seed=1, shuffle_shards=3, shuffle_block=4)
 
 
-def read(name: str) -> Iterator[Record]:
-    return (Record(f"{name}/{i}") for i in range(LENGTHS[name]))
+class Numbered:
+    """Shards of records that are nothing but their key; notes what was read of them."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def read(self, name: str, first: int = 0) -> Iterator[Record]:
+        return (self.record(name, number) for number in range(first, self.num_records(name)))
+
+    def num_records(self, name: str) -> int:
+        return LENGTHS[name]
+
+    def record(self, name: str, number: int) -> Record:
+        self.seen.append(f"{name}/{number}")
+        return Record(f"{name}/{number}")
+
+
+SHARDS = Numbered()
 
 
 def keys(plan: Plan, stream: int, number: int, start: Position = Position()) -> list[str]:  # noqa: B008  (immutable)
-    return [record.key for _, record in islice(stream_records(plan, stream, start, read), number)]
+    return [record.key for _, record in islice(stream_records(plan, stream, start, SHARDS), number)]
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 7])
@@ -36,7 +53,7 @@ def test_every_pass_of_all_streams_has_every_record_once(streams: int) -> None:
         assert max(map(len, windows)) <= 3
         seen: Counter[str] = Counter()
         for stream in range(streams):
-            for position, record in stream_records(plan, stream, Position(epoch), read):
+            for position, record in stream_records(plan, stream, Position(epoch), SHARDS):
                 if position.epoch > epoch:
                     break
                 seen[record.key] += 1
@@ -68,9 +85,19 @@ def test_a_block_mixes_all_shards_of_its_window() -> None:
 @pytest.mark.parametrize("stream", [0, 1])
 def test_every_position_brings_back_the_rest(stream: int) -> None:
     plan = replace(PLAN, lanes=2)
-    whole = list(islice(stream_records(plan, stream, Position(), read), 100))
+    whole = list(islice(stream_records(plan, stream, Position(), SHARDS), 100))
     for number, (position, _) in enumerate(whole[:60], start=1):
         assert keys(plan, stream, 40, Position(*map(int, position))) == [record.key for _, record in whole[number : number + 40]]
+
+
+def test_nothing_before_a_position_is_read() -> None:
+    whole = list(islice(stream_records(PLAN, 0, Position(), SHARDS), 38))
+    for number in (5, 12, 13, 30):
+        (position, _), shards = whole[number - 1], Numbered()
+        rest = [record.key for _, record in islice(stream_records(PLAN, 0, position, shards), 38 - number)]
+        assert rest == [record.key for _, record in whole[number:]]
+        same_window = {record.key for earlier, record in whole[:number] if earlier[:2] == position[:2]}
+        assert not same_window & set(shards.seen)
 
 
 def test_lanes_and_ranks_share_the_streams() -> None:
@@ -90,4 +117,4 @@ def test_too_few_shards_are_refused_with_the_number_that_works() -> None:
 
 def test_shards_without_any_record_are_an_error() -> None:
     with pytest.raises(ValueError, match="the shards hold no record"):
-        next(stream_records(PLAN, 0, Position(), lambda _: iter(())))
+        next(stream_records(replace(PLAN, folder=replace(FOLDER, names=("e.tar",))), 0, Position(), SHARDS))

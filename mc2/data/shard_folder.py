@@ -1,0 +1,84 @@
+"""A folder of training shards, checked before use: ours (`manifest.json`), or anybody's plain img2dataset tars."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mc2 import storage
+from mc2.records import ShardManifest
+
+MANIFEST = "manifest.json"
+CHECKED_AT_START = 1000  # tars of a manifest whose size is compared at once; of the others it is when they are opened
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The tars of a folder by name.
+
+    fingerprint: changes with their names and sizes. num_bytes: of each tar. num_records: of each tar (a pair each, usable or not), empty where there is no
+    manifest and no index yet. captions: number in each language, empty without a manifest.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    fingerprint: str
+    num_bytes: Mapping[str, int] = field(default_factory=dict)
+    num_records: Mapping[str, int] = field(default_factory=dict)
+    captions: Mapping[str, int] = field(default_factory=dict)
+
+
+def open_folder(path: str | Path) -> ShardFolder:
+    """The shards of a folder.
+
+    With a manifest its tars must be there; the sizes of up to CHECKED_AT_START of them are compared, so that a run of a thousand processes does not ask for a million sizes.
+    Errors: ValueError that names the first tar that is not as it should be.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no folder of shards here; give one with .tar files (`mc2 curate pack` writes them)")
+    with os.scandir(path) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith(".tar") and not entry.name.startswith("."))
+    if not names:
+        raise ValueError(f"{path}: found no .tar file, need at least one shard")
+    if not (path / MANIFEST).exists():
+        sizes = {name: (path / name).stat().st_size for name in names}
+        return ShardFolder(path, tuple(names), storage.fingerprint(sizes), sizes)
+    manifest = read_manifest(path)
+    sizes = {tar_name(shard.name): shard.num_bytes for shard in manifest.shards}
+    _check_names(path, names, sizes)
+    for name in names[:: -(-len(names) // CHECKED_AT_START)]:
+        found = (path / name).stat().st_size
+        if found != sizes[name]:
+            raise ValueError(
+                f"{path / name}: found {found} bytes, need {sizes[name]} by {MANIFEST}; copy it again or run `mc2 curate pack` again"
+            )
+    captions = sum((Counter(shard.captions) for shard in manifest.shards), Counter[str]())
+    num_records = {tar_name(shard.name): shard.num_pairs for shard in manifest.shards}
+    return ShardFolder(path, tuple(names), storage.fingerprint(sizes), sizes, num_records, captions)
+
+
+def read_manifest(folder: Path) -> ShardManifest:
+    """The manifest of a folder. Errors: ValueError if it is not one."""
+    value = storage.read_json(folder / MANIFEST)
+    try:
+        return ShardManifest.from_json(value)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST}: not a manifest of shards ({error!r}); run `mc2 curate pack` again") from error
+
+
+def tar_name(shard: str) -> str:
+    """File name of a shard that a manifest names with or without its ending."""
+    return shard if shard.endswith(".tar") else f"{shard}.tar"
+
+
+def _check_names(folder: Path, found: Sequence[str], need: Mapping[str, int]) -> None:
+    missing, strange = sorted(need.keys() - found), sorted(set(found) - need.keys())
+    if missing or strange:
+        what = "; ".join(
+            f"{word}: {', '.join(names[:3])}" for word, names in (("missing", missing), ("not in the manifest", strange)) if names
+        )
+        raise ValueError(f"{folder}: the tars are not those of {MANIFEST} ({what}); copy the folder again or run `mc2 curate pack` again")

@@ -1,0 +1,98 @@
+"""Shares of languages on top of curation: the rule against a search by bisection, and the mix of a data set that it leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mc2.data.language_shares import LanguageShares
+from mc2.data.preprocess import ImagePreprocess
+from mc2.data.samples import Drop, SampleMaker
+from mc2.data.shard_reader import Record
+from mc2.records import PackedCaption
+from tests.data.test_loader import batches, data
+
+CURATED = {"en": 5000.0, "de": 1200.0, "fr": 900.0, "sw": 40.0}
+
+
+def slow_shares(expected: dict[str, float], temperature: float, most: dict[str, float]) -> dict[str, float]:
+    """Shares min(bound, c * power) with the c that makes them add up to 1, found by bisection."""
+    powers = np.array([number ** (1 / temperature) for number in expected.values()])
+    bounds = np.array([most.get(code, 1.0) for code in expected])
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(bounds, middle * powers).sum() < 1 else (low, middle)
+    return dict(zip(expected, np.minimum(bounds, high * powers).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "most"),
+    [(1.0, {}), (2.0, {}), (0.5, {}), (1.0, {"en": 0.4}), (3.0, {"en": 0.3, "de": 0.25}), (1.0, {"en": 0.2, "de": 0.3, "fr": 0.3})],
+)
+def test_shares_are_those_of_a_slow_search(temperature: float, most: dict[str, float]) -> None:
+    shares = LanguageShares(temperature, most)
+    found = shares.shares(CURATED)
+    assert found == pytest.approx(slow_shares(CURATED, temperature, most), abs=1e-9)
+    keep = shares.keep_probabilities(CURATED)
+    left = {code: keep[code] * number for code, number in CURATED.items()}
+    assert max(keep.values()) == 1
+    assert {code: number / sum(left.values()) for code, number in left.items()} == pytest.approx(found)
+
+
+def test_the_mix_that_is_drawn_has_the_shares() -> None:
+    """After balancing, which changes the curated shares first; within 4 standard deviations, and out of them without the setting."""
+    entry_prob = {"en": np.array([0.3]), "de": np.array([1.0]), "fr": np.array([0.5]), "sw": np.array([1.0])}
+    expected = {code: number * entry_prob[code][0] for code, number in CURATED.items()}
+    shares = LanguageShares(1.7, {"en": 0.35})
+    records = [Record(f"{code}{i}", (PackedCaption("x", code, (0,)),), b"") for code, number in CURATED.items() for i in range(int(number))]
+
+    def deviation(keep: dict[str, float] | None, epoch: int) -> float:
+        maker = SampleMaker(ImagePreprocess(image_size=8), 1, entry_prob, language_keep=keep)
+        drawn = [maker.draw(record, epoch) for record in records]
+        mix = Counter(caption.language for caption in drawn if isinstance(caption, PackedCaption))
+        reasons = Counter(drop.reason for drop in drawn if isinstance(drop, Drop))
+        assert reasons.keys() == ({"balanced_away", "language_share"} if keep else {"balanced_away"})
+        total = mix.total()
+        return max(
+            float(abs(mix[code] - total * share) / np.sqrt(total * share * (1 - share))) for code, share in shares.shares(expected).items()
+        )
+
+    keep = shares.keep_probabilities(expected)
+    assert all(deviation(keep, epoch) < 4 for epoch in range(3))
+    assert deviation(None, 0) > 10
+
+
+def test_what_is_refused() -> None:
+    for settings, message in (
+        ({"temperature": 0}, "temperature: found 0, need a number above 0"),
+        ({"most": {"en": 0.0}}, "found 0.0 for en, need a share above 0"),
+        ({"most": {"xx": 0.5}}, "unknown language code 'xx'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LanguageShares(**settings)
+    with pytest.raises(ValueError, match="the bounds of all 2 languages add up to less than 1"):
+        LanguageShares(most={"en": 0.5, "de": 0.4}).shares({"en": 1, "de": 1})
+    with pytest.raises(ValueError, match=r"settings that use 0\.\d+% of what is read, because sw would need"):
+        LanguageShares(100).keep_probabilities({"en": 1e6, "sw": 10})
+    with pytest.raises(ValueError, match="found shards without languages"):
+        LanguageShares(2).keep_probabilities({})
+
+
+def test_shares_from_a_manifest(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """The shards say en, de and fr equally often; what was accepted and rejected is counted for each."""
+    from tests.data.shards import write_folder
+    from tests.data.test_datamodule import manifest
+
+    shards = manifest(write_folder(tmp_path, [40, 40]), captions={"en": 80, "de": 80, "fr": 80})
+    module = data(shards, tokenizer_folder, language_shares=LanguageShares(most={"en": 0.1}))
+    languages = Counter(language for batch in batches(module.train_dataloader(), 150) for language in batch.languages)
+    assert 0.05 < languages["en"] / languages.total() < 0.16
+    assert module.tally.accepted == languages
+    assert module.tally.rejected.keys() == {"en"}
+    assert module.drops["language_share"] == module.tally.rejected["en"] > 100
+    with pytest.raises(ValueError, match="found shards without languages"):
+        data(write_folder(tmp_path / "plain", [2]), tokenizer_folder, language_shares=LanguageShares(2)).train_dataloader()
