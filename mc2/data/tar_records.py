@@ -77,6 +77,8 @@ def members(file: IO[bytes], start: int = 0) -> Iterator[Member]:
         if len(header) < BLOCK_BYTES:
             raise DamagedTar("no end mark")
         member, regular = _plain(header, offset) or _by_tarfile(file, offset)
+        if member.size < 0 or member.end <= offset:  # a damaged header can say so, and would lead back for ever
+            raise DamagedTar(f"a file of {member.size} bytes")
         if member.data + member.size > num_bytes:
             raise DamagedTar("unexpected end of data")
         if regular:

@@ -1,0 +1,101 @@
+"""Damaged shards: mutations drawn by a seed, headers that lead in circles, one sample in five broken, and the memory of a reader over many passes."""
+
+from __future__ import annotations
+
+import gc
+import io
+import tarfile
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from mc2.bench.clocks import memory_bytes
+from mc2.data.datamodule import ShardDataModule
+from mc2.data.preprocess import ImagePreprocess
+from mc2.data.shard_index import index_tar
+from mc2.data.shard_reader import read_shard
+from tests.data.fuzz_shards import alarm, fuzz
+from tests.data.shards import jpeg, record, write_folder, write_tar
+
+
+def test_damaged_shards_give_samples_or_counted_drops(tmp_path: Path) -> None:
+    found = fuzz(tmp_path, range(300))  # `python -m tests.data.fuzz_shards` runs 10,000
+    assert found["sample"] > 800
+    assert {
+        "truncated_tar",
+        "no_image",
+        "broken_image",
+        "huge_image",
+        "broken_record",
+        "no_captions",
+        "not_utf8",
+        "refused",
+    } <= found.keys()
+
+
+@pytest.mark.parametrize("size", [b"-0000001000", b"-0000000001", b"\x80" + b"\xff" * 10 + b"\x00", b"\xff" * 12])
+def test_a_header_that_leads_back_ends_the_shard(size: bytes, tmp_path: Path) -> None:
+    """A size of -512 makes the next header this one: a reader that believes it never ends."""
+    write_tar(tmp_path / "0.tar", [member for key in "abc" for member in record(key, b"a fox")])
+    data = bytearray((tmp_path / "0.tar").read_bytes())
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        start = tar.getmembers()[2].offset
+    data[start + 124 : start + 136] = size.ljust(12, b"\0")
+    checksum = sum(data[start : start + 512]) - sum(data[start + 148 : start + 156]) + 8 * ord(" ")
+    data[start + 148 : start + 156] = b"%06o\0 " % checksum
+    (tmp_path / "0.tar").write_bytes(data)
+    with alarm(20, "hangs"):
+        records = list(read_shard(tmp_path / "0.tar"))
+        assert len(index_tar(tmp_path / "0.tar")) == len(records)
+    assert [item.key for item in records[:-1]] == ["a"][: len(records) - 1]
+    assert records[-1].drops == ("truncated_tar",)
+
+
+@pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a/../x.jpg"])
+def test_names_that_lead_out_of_the_folder_are_names_only(name: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [(name, jpeg()), (name.replace(".jpg", ".txt"), b"a fox")])
+    (item,) = read_shard(tmp_path / "0.tar")
+    assert (item.key, item.drops) == (name.removesuffix(".jpg"), ())
+    assert [path.name for path in tmp_path.iterdir()] == ["0.tar"]
+
+
+def test_one_broken_sample_in_five_makes_no_batch_short_on_any_rank(tokenizer_folder: Path, tmp_path: Path) -> None:
+    bad = [b"", b"none", jpeg()[:200], b"P4 30000 30000\n"]
+    for shard in range(4):
+        pairs = [(f"{shard}-{pair}", bad[shard] if pair % 5 == 0 else jpeg()) for pair in range(20)]
+        write_tar(tmp_path / f"{shard}.tar", [member for key, image in pairs for member in record(key, b"a fox", image)])
+    drops: Counter[str] = Counter()
+    for rank in range(2):
+        module = ShardDataModule(
+            str(tmp_path),
+            str(tokenizer_folder),
+            batch_size=8,
+            steps_per_epoch=12,
+            preprocess=ImagePreprocess(image_size=8),
+            shuffle_shards=2,
+        )
+        loader = module.loader(rank, 2)
+        batches = list(loader)
+        assert [batch.image.shape for batch in batches] == [(8, 3, 8, 8)] * 12
+        assert not any(key.endswith(("-0", "-5", "-10", "-15")) for batch in batches for key in batch.keys)
+        drops += loader.drops
+    assert drops.keys() == {"no_image", "broken_image", "huge_image"}
+    assert 2 * 12 * 8 / 5 <= drops.total() <= 2 * 12 * 8 / 3
+
+
+def test_memory_stays_flat_over_ten_passes(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """A reader that keeps what it read would grow by 3 MB a pass."""
+    shards, image = write_folder(tmp_path, [40, 40]), jpeg(1, 400, 300) + bytes(30_000)
+    for shard in range(2):
+        write_tar(shards / f"{shard:05d}.tar", [member for i in range(40) for member in record(f"{shard}-{i}", b"a fox", image)])
+    module = ShardDataModule(str(shards), str(tokenizer_folder), batch_size=16, preprocess=ImagePreprocess(image_size=32))
+    batches, sizes = iter(module.loader(0, 1)), []
+    for _ in range(12):
+        for _ in islice(batches, 5):  # 80 records: one pass
+            pass
+        gc.collect()
+        sizes.append(memory_bytes()["own"])
+    growth = [(last - first) / 8 for first, last in zip(sizes[1:4], sizes[9:], strict=True)]  # the first passes fill pools
+    assert sum(growth) / 3 < 2**20, sizes
