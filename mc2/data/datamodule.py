@@ -18,6 +18,7 @@ from mc2.data.data_sets import DataSet, Mixture, Source, numbered
 from mc2.data.language_shares import LanguageShares
 from mc2.data.loader import BatchStream, Loader, Share, Tally
 from mc2.data.preprocess import ImagePreprocess
+from mc2.data.remote import RemoteCache
 from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing_usable
 from mc2.data.shard_folder import ShardFolder, open_folder
 from mc2.data.shard_index import indexed
@@ -42,6 +43,7 @@ class ShardDataModule(LightningDataModule):
     cache_bytes: memory of each worker for records and decoded images of small data sets, kept over passes.
     val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of the (first) `shards`
     if it is None (then nothing is held out: give val_shards to watch for over-fitting).
+    remote_cache: what is kept on the disk of shards behind a URL ("https://...", "s3://...").
 
     Errors: ValueError at construction for settings and tokenizer, in `setup` for shards and balance, before the first step.
     """
@@ -67,6 +69,7 @@ class ShardDataModule(LightningDataModule):
         cache_bytes: int = 0,
         val_shards: str | None = None,
         val_pairs: int = 1024,
+        remote_cache: RemoteCache = RemoteCache(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__()
         least = {
@@ -84,7 +87,7 @@ class ShardDataModule(LightningDataModule):
         if balance is not None and not isinstance(shards, str):
             raise ValueError("data.balance: found one beside a list of data sets, need it in the list: each data set has its own")
         self.val_shards = val_shards or self.data_sets[0].shards
-        self.language_shares = language_shares
+        self.language_shares, self.remote_cache = language_shares, remote_cache
         self.batch_size, self.steps_per_epoch, self.num_workers, self.seed = batch_size, steps_per_epoch, num_workers, seed
         self.shuffle_shards, self.shuffle_block, self.cache_bytes, self.val_pairs = shuffle_shards, shuffle_block, cache_bytes, val_pairs
         self.layout = {name: value for name, value in (("lanes", lanes), ("streams_per_lane", streams_per_lane)) if value is not None}
@@ -131,7 +134,7 @@ class ShardDataModule(LightningDataModule):
             self._sources = tuple(self._source(data_set, name) for data_set, name in zip(self.data_sets, names, strict=True))
 
     def _source(self, data_set: DataSet, name: str) -> Source:
-        folder = indexed(open_folder(data_set.shards))
+        folder = indexed(open_folder(data_set.shards, self.remote_cache))
         plan = Plan(folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block)
         reader = ShardReader(folder, self.cache_bytes // len(self.data_sets))
         return Source(name, data_set.weight, plan, self._maker(data_set, folder.captions), reader)
@@ -184,7 +187,7 @@ class ShardDataModule(LightningDataModule):
 
     def val_dataloader(self) -> FixedBatches:
         """This rank's part of the fixed validation set, the same number of full batches on every rank."""
-        folder = open_folder(self.val_shards)
+        folder = open_folder(self.val_shards, self.remote_cache)
         rank, world_size = self._ranks()
         samples = list(islice(self._val_samples(folder), self.val_pairs))
         rows = min(self.batch_size, len(samples) // world_size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -122,7 +121,7 @@ def drop_reasons(record: Record, sample: Sample | Drop) -> list[str]:
     return [*record.drops, sample.reason] if isinstance(sample, Drop) and record.captions else list(record.drops)
 
 
-def nothing_usable(reasons: Counter[str], path: Path) -> ValueError:
+def nothing_usable(reasons: Counter[str], path: object) -> ValueError:
     """The error of a data set in which nothing survives."""
     what = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
     return ValueError(f"{path}: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mc2 import storage
+from mc2.data.remote import RemoteCache, RemotePath, is_url
 from mc2.records import ShardManifest
 
 MANIFEST = "manifest.json"
@@ -23,7 +25,7 @@ class ShardFolder:
     manifest and no index yet. captions: number in each language, empty without a manifest.
     """
 
-    path: Path
+    path: Path | RemotePath
     names: tuple[str, ...]
     fingerprint: str
     num_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -31,12 +33,14 @@ class ShardFolder:
     captions: Mapping[str, int] = field(default_factory=dict)
 
 
-def open_folder(path: str | Path) -> ShardFolder:
-    """The shards of a folder.
+def open_folder(path: str | Path, remote_cache: RemoteCache | None = None) -> ShardFolder:
+    """The shards of a folder, or of a URL, which must have a manifest; what is read of those is kept in the cache.
 
     With a manifest its tars must be there; the sizes of up to CHECKED_AT_START of them are compared, so that a run of a thousand processes does not ask for a million sizes.
     Errors: ValueError that names the first tar that is not as it should be.
     """
+    if is_url(path):
+        return _open_remote(RemotePath(str(path), remote_cache or RemoteCache()))
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no folder of shards here; give one with .tar files (`mc2 curate pack` writes them)")
@@ -56,9 +60,31 @@ def open_folder(path: str | Path) -> ShardFolder:
             raise ValueError(
                 f"{path / name}: found {found} bytes, need {sizes[name]} by {MANIFEST}; copy it again or run `mc2 curate pack` again"
             )
+    return _described(path, tuple(names), manifest)
+
+
+def _described(path: Path | RemotePath, names: tuple[str, ...], manifest: ShardManifest) -> ShardFolder:
+    sizes = {tar_name(shard.name): shard.num_bytes for shard in manifest.shards}
     captions = sum((Counter(shard.captions) for shard in manifest.shards), Counter[str]())
     num_records = {tar_name(shard.name): shard.num_pairs for shard in manifest.shards}
-    return ShardFolder(path, tuple(names), storage.fingerprint(sizes), sizes, num_records, captions)
+    return ShardFolder(path, names, storage.fingerprint(sizes), sizes, num_records, captions)
+
+
+def _open_remote(path: RemotePath) -> ShardFolder:
+    """What the manifest says: a server is not asked for each of its tars before they are read."""
+    if not (path / MANIFEST).exists():
+        raise ValueError(
+            f"{path}: found no {MANIFEST}, need one in a folder behind a URL; `mc2 curate pack` writes it, plain tars must be copied first"
+        )
+    data = (path / MANIFEST).read_bytes()
+    try:
+        manifest = ShardManifest.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / MANIFEST}: not a manifest of shards ({error!r}); run `mc2 curate pack` again") from error
+    if not manifest.shards:
+        raise ValueError(f"{path / MANIFEST}: found no shard, need at least one")
+    names = tuple(sorted(tar_name(shard.name) for shard in manifest.shards))
+    return _described(RemotePath(path.url, path.cache, storage.fingerprint(data.decode())), names, manifest)
 
 
 def read_manifest(folder: Path) -> ShardManifest:

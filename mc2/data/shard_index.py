@@ -8,6 +8,7 @@ its bytes, its time of change, and the number of rows. A tar that has changed is
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
+from mc2.data.remote import RemotePath
 from mc2.data.shard_folder import ShardFolder
 from mc2.data.tar_records import DamagedTar, NotATar, groups
 from mc2.engines.local import LocalEngine
@@ -33,13 +35,14 @@ def read_index(folder: ShardFolder, name: str) -> NDArray[np.int64]:
     Errors: ValueError for an index that is not of this tar.
     """
     stem = name.removesuffix(".tar")
-    for path in (folder.path / f"{stem}.index.parquet", plain_index_folder(folder.path) / f"{stem}.index.parquet"):
-        if path.exists():
-            break
-    else:
+    paths = [folder.path / f"{stem}.index.parquet"]
+    if isinstance(folder.path, Path):
+        paths.append(plain_index_folder(folder.path) / f"{stem}.index.parquet")
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         return index_tar(folder.path / name)
     try:
-        table = pq.read_table(path, columns=["offset", "size"])
+        table = pq.read_table(io.BytesIO(path.read_bytes()), columns=["offset", "size"])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
     rows = np.stack([table["offset"].to_numpy(), table["size"].to_numpy()], axis=1)
@@ -53,10 +56,10 @@ def read_index(folder: ShardFolder, name: str) -> NDArray[np.int64]:
     return rows
 
 
-def index_tar(file: Path) -> NDArray[np.int64]:
+def index_tar(file: Path | RemotePath) -> NDArray[np.int64]:
     """(offset, size) of each record, from the tar's headers. Errors: ValueError if not even the first header can be read."""
     rows: list[tuple[int, int]] = []
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         try:
             rows.extend((group.offset, group.end - group.offset) for group in groups(stream))
         except NotATar as error:
@@ -98,15 +101,16 @@ def indexed(folder: ShardFolder) -> ShardFolder:
     """
     if folder.num_records:
         return folder
+    assert isinstance(folder.path, Path)  # behind a URL there is a manifest
     out = plain_index_folder(folder.path)
-    stats = {name: (folder.path / name).stat() for name in folder.names}
+    stats = {name: Path(folder.path, name).stat() for name in folder.names}
     found = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     with _alone(out):
         known = storage.read_json(out / "sizes.json") if (out / "sizes.json").exists() else {}
         todo = [name for name in folder.names if known.get(name, [])[:2] != found[name]]
         if todo:
             engine = LocalEngine(min(os.cpu_count() or 1, -(-len(todo) // TARS_PER_WORKER)), progress=len(todo) > TARS_PER_WORKER)
-            counts = dict(zip(todo, engine.map("index", _IndexTar(out), [folder.path / name for name in todo]), strict=True))
+            counts = dict(zip(todo, engine.map("index", _IndexTar(out), [Path(folder.path, name) for name in todo]), strict=True))
             known = {name: [*found[name], counts[name] if name in counts else known[name][2]] for name in folder.names}
             storage.write_json(out / "sizes.json", known)
     return replace(folder, num_records={name: known[name][2] for name in folder.names})

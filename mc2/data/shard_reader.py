@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mc2.curation.pool_tar import IMAGE_EXTENSIONS
+from mc2.data.remote import RemotePath
 from mc2.data.shard_folder import ShardFolder
 from mc2.data.shard_index import read_index
 from mc2.data.tar_records import DamagedTar, Group, groups
@@ -110,7 +111,7 @@ class ShardReader:
         return True
 
 
-def read_shard(file: Path, start: int = 0) -> Iterator[Record]:
+def read_shard(file: Path | RemotePath, start: int = 0) -> Iterator[Record]:
     """The records of a tar from a byte on, at which a record must begin.
 
     One that is cut off or damaged ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened.
@@ -124,7 +125,7 @@ def read_shard(file: Path, start: int = 0) -> Iterator[Record]:
 
 
 @contextmanager
-def _there(file: Path) -> Iterator[None]:
+def _there(file: Path | RemotePath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -133,14 +134,14 @@ def _there(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _open(file: Path) -> IO[bytes]:
+def _open(file: Path | RemotePath) -> IO[bytes]:
     with _there(file):
-        return open(file, "rb")
+        return file.open("rb")
 
 
-def _num_bytes(file: Path) -> int:
+def _num_bytes(file: Path | RemotePath) -> int:
     with _there(file):
-        return file.stat().st_size
+        return file.num_bytes() if isinstance(file, RemotePath) else file.stat().st_size
 
 
 def _files(stream: IO[bytes], group: Group) -> dict[str, bytes]:

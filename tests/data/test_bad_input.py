@@ -80,7 +80,7 @@ def test_one_broken_sample_in_five_makes_no_batch_short_on_any_rank(tokenizer_fo
         batches = list(loader)
         assert [batch.image.shape for batch in batches] == [(8, 3, 8, 8)] * 12
         assert not any(key.endswith(("-0", "-5", "-10", "-15")) for batch in batches for key in batch.keys)
-        drops += loader.drops
+        drops += loader.tally.drops
     assert drops.keys() == {"no_image", "broken_image", "huge_image"}
     assert 2 * 12 * 8 / 5 <= drops.total() <= 2 * 12 * 8 / 3
 
