@@ -84,6 +84,8 @@ def members(file: IO[bytes], start: int = 0) -> Iterator[Member]:
         if regular:
             yield member
         offset = member.end
+        if offset > num_bytes:  # what is no regular file may claim to end behind any file
+            raise DamagedTar("no end mark")
 
 
 def _plain(header: bytes, offset: int) -> tuple[Member, bool] | None:

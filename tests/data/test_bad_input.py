@@ -22,6 +22,7 @@ from tests.data.shards import jpeg, record, write_folder, write_tar
 
 def test_damaged_shards_give_samples_or_counted_drops(tmp_path: Path) -> None:
     found = fuzz(tmp_path, range(300))  # `python -m tests.data.fuzz_shards` runs 10,000
+    fuzz(tmp_path, range(8278, 8279))  # no regular file, of 2**63 bytes: an offset that no file has
     assert found["sample"] > 800
     assert {
         "truncated_tar",
