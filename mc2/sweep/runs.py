@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mc2 import storage
+from mc2.benchmarks.result_files import RESULTS, step_folder
 from mc2.benchmarks.results import Result, read_results
 
 
@@ -83,7 +84,7 @@ class Run:
             words += ["--seed_everything", self.seed, "--data.init_args.seed", self.seed, "--trainer.default_root_dir", self.folder]
             processes.run(log, "fit", *words, *self.options, "--trainer.enable_progress_bar", "false", "--ckpt_path", "last")
             steps = read_yaml(config)["trainer"]["max_steps"]
-            if not (self.folder / f"results/step={steps}.csv").exists():  # stopped between the last step and its benchmarks
+            if not (step_folder(self.folder / "results", steps) / RESULTS).exists():  # stopped between the last step and its benchmarks
                 processes.run(log, "test", "--config", config, "--ckpt_path", "last")
             if self.with_model and not (self.folder / "model").exists():
                 checkpoint = self.folder / "checkpoints/last.ckpt"
@@ -94,7 +95,7 @@ class Run:
     def results(self) -> list[Result]:
         """Of a finished run. Errors: ValueError if it is not."""
         storage.finished(self.folder, "sweep run", "mc2 sweep")
-        return read_results(self.folder / "results.csv")
+        return read_results(self.folder / RESULTS)
 
     def pairs_seen(self) -> int:
         """Steps times batch, of one process."""

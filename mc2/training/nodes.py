@@ -117,7 +117,7 @@ class Nodes(Callback):
         settings = {**versions(), "checkpoint": Path(str(trainer.ckpt_path)).name}
         loader = trainer.train_dataloader
         if isinstance(loader, Loader):
-            settings |= {f"data {name}": str(value) for name, value in loader.plan.identity().items()}
+            settings |= {f"data {name}": str(value) for name, value in loader.mixture.identity().items()}
         facts = gather_facts(Path(trainer.default_root_dir), settings)
         findings = compare(facts, Path(trainer.default_root_dir))
         for finding in findings:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from mc2.benchmarks.results import Result
 from mc2.benchmarks.tasks import write_task_folder
-from mc2.sweep import runs
 from mc2.sweep.commands import main
 from mc2.sweep.settings import Column, read_sweep
 from tests.data.shards import small_tokenizer, write_folder
@@ -102,7 +101,7 @@ def test_a_sweep_once_again_and_changed(file: Path, capsys: pytest.CaptureFixtur
     def no_process(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to do")
 
-    monkeypatch.setattr(runs.subprocess, "Popen", no_process)
+    monkeypatch.setattr("mc2.sweep.runs.subprocess.Popen", no_process)
     Path("double.yaml").write_text("data:\n  init_args:\n    batch_size: 8 # without the comment, with another\n")
     assert main(["sweep", str(file), "--seeds", "[0,1]"]) == 0
     again = capsys.readouterr().out

@@ -83,7 +83,7 @@ def read_pairs(folder: Path, num_pairs: int, seed: int) -> dict[str, tuple[Membe
     samples, pairs = read_index(tars), {}
     for key in storage.keyed_order(seed, "held_out", 0, samples):
         texts: dict[str, Any] = {extension: samples[key][extension].read() for extension in ("txt", "json") if extension in samples[key]}
-        record = parse({"__key__": key, "jpg": b"not decoded here"} | texts)
+        record = parse(key, {"jpg": b"not decoded here", **texts})
         if record.captions:
             pairs[key] = (image_member(key, samples[key]), record.captions[0].text)
         if len(pairs) == num_pairs:
