@@ -44,7 +44,7 @@ def imported(path: Path) -> ModuleType:
 
 def apply(diff: str, folder: Path) -> Path:
     """The file of a diff, copied from the repository and changed."""
-    name = re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE)[0]
+    name: str = re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE)[0]
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / name, folder / name)
     subprocess.run(["git", "apply", "-"], cwd=folder, input=diff.encode(), check=True)

@@ -26,7 +26,7 @@ def test_runs_from_the_first_cell_to_the_last(path: Path, folder: Path, monkeypa
         "PYTHONPATH", os.pathsep.join([str(path.parents[1]), os.environ.get("PYTHONPATH", "")])
     )  # the kernel works in another folder
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own shows figures in the notebook
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
@@ -35,7 +35,7 @@ def test_runs_from_the_first_cell_to_the_last(path: Path, folder: Path, monkeypa
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_lies_in_git_without_outputs(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     nbformat.validate(notebook)
     assert [cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)] == []
     assert notebook.cells[0].cell_type == "markdown"

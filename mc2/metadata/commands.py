@@ -128,6 +128,6 @@ def main(argv: list[str]) -> int:
     """Run `mc2 metadata ...`; argv begins with "metadata"."""
     from jsonargparse import auto_cli
 
-    components = {"build": build, "join": join, "show": show}
+    components: dict[str, Any] = {"build": build, "join": join, "show": show}
     auto_cli(components, args=argv[1:], prog="mc2 metadata", as_positional=False, description="Entry lists per language.")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -56,7 +55,7 @@ class OneBatch:
 class RankingTrainer(Trainer):
     """Lightning's Trainer, whose `predict` takes image files and texts from the command line, and whose `test` may wait for a run's checkpoints."""
 
-    def test(
+    def test(  # type: ignore[override]  # Lightning's, and the arguments of --watch
         self,
         model: LightningModule | None = None,
         dataloaders: Any = None,
@@ -82,7 +81,7 @@ class RankingTrainer(Trainer):
         if watch is None:
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
         callbacks = self.callbacks  # type: ignore[attr-defined]  # set by a connector, declared nowhere
-        for held in new_checkpoints(watch, poll_seconds, self.max_steps, int(os.environ.get("LOCAL_RANK", "0"))):
+        for held in new_checkpoints(watch, poll_seconds, self.max_steps, self.global_rank):
             for callback in callbacks:
                 if isinstance(callback, MultilingualBenchmark):
                     callback.step = step_of(held)

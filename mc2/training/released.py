@@ -60,7 +60,8 @@ class ReleasedData(LightningDataModule):
         towers = read_tower_config(folder)
         self.tokenizer = Tokenizer(folder, towers.text.context_length)
         plain: dict[str, Any] = read_folder_config(folder / CONFIG)["preprocess"]
-        self.preprocess = ImagePreprocess(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        self.preprocess = ImagePreprocess(**settings)
         self.vocab_size, self.context_length, self.eos_id = self.tokenizer.vocab_size, towers.text.context_length, self.tokenizer.eos_id
 
     def test_dataloader(self) -> DataLoader[Tensor]:

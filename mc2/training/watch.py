@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from mc2.training.checkpoints import checkpoint_folder, checkpoints_by_step
@@ -74,7 +74,7 @@ def chosen(run: Path, passed_over: set[int]) -> Path | None:
 
 def new_checkpoints(
     run: Path, poll_seconds: float, last_step: int, rank: int = 0, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Path]:
+) -> Generator[Path, None, None]:
     """Checkpoints to evaluate, held, as they come; ends after `last_step` (-1: never). What was yielded is let go when the next one is asked for."""
     done: set[int] = set()
     while last_step < 0 or (last_step not in done and not (results_folder(run, last_step) / RESULTS).exists()):

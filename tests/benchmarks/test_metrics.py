@@ -176,9 +176,12 @@ def test_ridge_equals_scikit_learn_on_standardised_features() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     train, test, label = random_embeddings(40), random_embeddings(30, seed=1), torch.arange(40) % 3
     mean, deviation, weights = metrics.ridge_weights(train, label, 3, penalty=7.0)
-    scale = lambda x: np.c_[
-        (x.double().numpy() - train.double().numpy().mean(0)) / (train.double().numpy().std(0) + 1e-5), np.full(len(x), 100.0)
-    ]
+    plain = train.double().numpy()
+
+    def scale(x: Tensor) -> NDArray[np.float64]:
+        standard = (x.double().numpy() - plain.mean(0)) / (plain.std(0) + 1e-5)
+        return np.concatenate([standard, np.full((len(x), 1), 100.0)], axis=1)
+
     theirs = linear_model.Ridge(alpha=7.0, fit_intercept=False).fit(scale(train), np.where(np.eye(3)[label.numpy()] > 0, 1.0, -1.0))
     np.testing.assert_allclose(
         (metrics.ridge_features(test, mean, deviation) @ weights).numpy(), theirs.predict(scale(test)), rtol=1e-6, atol=1e-8

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from PIL import Image
 
@@ -64,13 +65,13 @@ def _images() -> list[bytes]:
     return [*found, huge.getvalue(), b"", b"\xff\xd8\xff", b"P4 30000 30000\n", b"GIF89a"]
 
 
-JUNK: tuple[object, ...] = (None, 0, -1, 1.5, True, "x", "captions", [], {}, [[]], {"text": "a"}, 2**70, "\udcff", "\0", " ", "a" * 5000)
+JUNK: tuple[Any, ...] = (None, 0, -1, 1.5, True, "x", "captions", [], {}, [[]], {"text": "a"}, 2**70, "\udcff", "\0", " ", "a" * 5000)
 
 
 def other_json(rng: random.Random) -> bytes:
     """A JSON of the wrong shape, or none."""
-    caption = {"text": "a fox", "language": "en", "entries": [1]}
-    caption[rng.choice(list(caption))] = rng.choice(JUNK)  # type: ignore[assignment]
+    caption: dict[str, Any] = {"text": "a fox", "language": "en", "entries": [1]}
+    caption[rng.choice(list(caption))] = rng.choice(JUNK)
     value = rng.choice(
         [rng.choice(JUNK), {"captions": rng.choice(JUNK)}, {"captions": [rng.choice(JUNK)]}, {"captions": [caption, caption]}]
     )
