@@ -12,7 +12,7 @@ import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, cast
 from zipfile import BadZipFile
 
@@ -134,7 +134,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write under a temporary name, rename, then prune. All ranks call it; rank 0 renames and prunes."""
-        start = monotonic()
+        start = perf_counter()
         self._finish(trainer)
         final = checkpoint_folder(trainer.default_root_dir) / f"step={trainer.global_step}.ckpt"
         temporary = final.with_name(f".{final.name}.tmp")
@@ -150,7 +150,7 @@ class Checkpoints(Checkpoint):
         if not self.async_save:
             self._finish(trainer)
         self._start_clock(trainer)
-        self.seconds += monotonic() - start
+        self.seconds += perf_counter() - start
 
     def _write(self, checkpoint: dict[str, Any], temporary: Path, final: Path, parts: bool, is_global_zero: bool) -> None:
         if parts:

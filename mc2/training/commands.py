@@ -105,8 +105,6 @@ class Commands(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Settle which checkpoint is meant, and refuse what cannot work, before anything is started."""
         check_nodes(self.trainer, os.environ)
-        if self.subcommand == "fit":
-            check_run_folder(self.trainer)
         settings, run = self.config_init[self.subcommand], self.trainer.default_root_dir
         path = find_checkpoint(settings["ckpt_path"], run) if settings["ckpt_path"] else None
         watch = self.subcommand == "test" and settings["watch"] is not None
@@ -139,6 +137,8 @@ class Commands(LightningCLI):
                 self.model.forget_beginning()
             else:
                 check_beginning(self.model, self.datamodule)
+        if self.subcommand == "fit":
+            check_run_folder(self.trainer)  # makes it, so nothing else may be wrong
         if settings["ckpt_path"] is not None and self.subcommand == "fit":
             rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")
         settings["ckpt_path"] = None if path is None else str(path)

@@ -131,11 +131,11 @@ def test_a_run_that_fails_names_its_log_and_does_not_stop_the_others(file: Path,
         ({"models": ["teacher"]}, r"models names 'teacher', need one of the experiments \(plain, double\)"),
         ({"contrasts": {"x": ["plain"]}}, r"contrasts.x needs two experiments"),
         ({"base": "base.yaml"}, r"base"),
-        ({"colums": {}}, r"colums"),
+        ({"colums": {"top-1": {"task": "emoji"}}}, r"colums"),
     ],
 )
 def test_wrong_files_are_one_line(file: Path, change: dict[str, Any], message: str) -> None:
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | change))
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | change, sort_keys=False))
     with pytest.raises(ValueError, match=message) as caught:
         read_sweep(file)
     assert "\n" not in str(caught.value)

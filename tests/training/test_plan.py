@@ -85,7 +85,7 @@ def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: P
     recipe += ["--trainer.num_nodes", "1", "--trainer.devices", "4", "--data.init_args.num_workers", "2"]
     shown = planned(recipe, capsys)
     assert (
-        "ok   data: shards: 16 pairs in 16 shards, 2.0 for each of 2 lanes (workers) of 4 streams (ranks); 16.0 shards meet in a batch of 32,768 ("
+        "ok   data: shards: 16 pairs in 16 shards, 2.0 for each of 2 lanes (workers) of 4 streams (ranks); 16.0 shards meet in a batch of 512 ("
         in shown
     )
     need = 0.4 * 989e12 / plan_of(fit_settings(recipe), None).pair_flops()

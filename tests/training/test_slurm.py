@@ -49,13 +49,11 @@ def test_without_slurm_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert add_environment(None, {}) is None
 
 
-def test_a_shell_of_an_allocation_is_no_task(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    shell = {**variables, "SLURM_STEP_ID": "4294967290"}
-    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+def test_a_shell_of_an_allocation_is_no_task(variables: dict[str, str]) -> None:
+    shell = {**variables, "SLURM_STEP_ID": "4294967290", "SLURM_JOB_NAME": "interactive"}
     assert slurm_environment(shell) is None
-    monkeypatch.setenv("SLURM_JOB_NAME", "train")
     with pytest.raises(ValueError, match=r"SLURM_NTASKS: found 4 in a process that srun has not started, need srun before `mc2`"):
-        slurm_environment(shell)
+        slurm_environment({**shell, "SLURM_JOB_NAME": "train"})
 
 
 @pytest.mark.parametrize(
