@@ -1,7 +1,8 @@
 """Per-language results of ViT-B-16-SigLIP-i18n-256 ("mSigLIP") that the authors of Babel-ImageNet published.
 
 https://github.com/gregor-ge/Babel-ImageNet, results/, as of commit 9ee2a9c (Babel-ImageNet, XM3600) and 4ae4f57 (XTD); rounded to four digits. Their means are
-what the paper of Meta CLIP 2 prints for this model, and so say which languages and which k its protocols have (RECIPE 4).
+what the paper of Meta CLIP 2 prints for this model, and so say which languages and which k its protocols have (RECIPE 4). The printed numbers in
+`test_published` were written down from memory before the means were computed; they were not compared with the paper itself.
 """
 
 # Accuracy in percent with 80 translated prompts.
