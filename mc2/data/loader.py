@@ -6,7 +6,9 @@ prefetched.
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -171,6 +173,9 @@ class Loader:
         self._batches, self._steps, self._num_workers, self._layout, self._pin_memory = batches, steps, num_workers, layout, pin_memory
         self.tally = Tally()
         self._iterator: Iterator[Delivery | str] | None = None
+        atexit.register(
+            _close, weakref.ref(self)
+        )  # workers ignore SIGTERM: a process that ends between two batches would wait for them for ever
         check_layout(batches.mixture.plan, batches.share, num_workers)
 
     @property
@@ -241,6 +246,11 @@ class Loader:
         share = replace(share, first_batch=state["batch"], places=places)
         self.close()
         self._batches.mixture, self._batches.share = mixture, share
+
+
+def _close(loader: weakref.ref[Loader]) -> None:
+    if (alive := loader()) is not None:
+        alive.close()
 
 
 def check_layout(plan: Plan, share: Share, num_workers: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -101,6 +103,17 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one(shards: Path, tokenizer_folder
     one = data(shards, tokenizer_folder).loader(0, 1)
     one.load_state_dict({"order": parts[0].mixture.identity(), "batch": 4, "places": places})
     assert keys(one, 6) == whole[4:]
+
+
+def test_a_script_that_stops_between_two_batches_ends(shards: Path, tokenizer_folder: Path) -> None:
+    script = f"""
+from mc2.data.datamodule import ShardDataModule
+loader = ShardDataModule({str(shards)!r}, {str(tokenizer_folder)!r}, batch_size=4, num_workers=2, lanes=2).loader(0, 1)
+batches = iter(loader)
+print(len(next(batches).keys))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 
 def test_ranks_see_different_records(shards: Path, tokenizer_folder: Path) -> None:
