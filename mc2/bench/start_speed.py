@@ -25,6 +25,7 @@ STEPS_BEFORE = 20  # of the run that is gone on with
 # A run's data module in a process of its own: the clock starts before Python does.
 CHILD = """
 import json, os, sys, time
+import torch
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 imported = time.time()
@@ -32,13 +33,13 @@ shards, tokenizer, state, batch, workers, steps = sys.argv[1:]
 module = ShardDataModule(shards, tokenizer, batch_size=int(batch), num_workers=int(workers), preprocess=ImagePreprocess(image_size=224))
 loader = module.loader(0, 1)
 if os.path.exists(state):
-    loader.load_state_dict(json.load(open(state)))
+    loader.load_state_dict(torch.load(state, weights_only=True))
 batches = iter(loader)
 next(batches)
 first = time.time()
 for _ in range(int(steps) - 1):
     next(batches)
-json.dump(loader.state_dict(), open(state, "w"))
+torch.save(loader.state_dict(), state)
 print(json.dumps({"imported": imported, "first": first}))
 """
 
@@ -68,7 +69,7 @@ def measure(folder: Path, tokenizer: Path, batch: int, workers: int, repeats: in
     """Median seconds of each part. resumed: the middle of a run of STEPS_BEFORE steps."""
     found: dict[str, list[dict[str, float]]] = {"started": [], "resumed": []}
     for number in range(repeats):
-        state = folder.parent / f"state-{number}.json"
+        state = folder.parent / f"state-{number}.pt"
         for name, steps in (("started", STEPS_BEFORE), ("resumed", 1)):
             begin = time.time()
             arguments = [str(folder), str(tokenizer), str(state), str(batch), str(workers), str(steps)]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 from mc2 import storage
+from mc2.data.places import Place
 from mc2.data.samples import SampleMaker
 from mc2.data.shard_reader import ShardReader
 from mc2.data.shard_stream import Plan, Position
@@ -41,21 +41,6 @@ class DataSet:
     @property
     def label(self) -> str:
         return self.name or Path(self.shards).name
-
-
-class Place(NamedTuple):
-    """Where a stream is: how many samples it gave, and its position in each data set."""
-
-    samples: int
-    positions: tuple[Position, ...]
-
-    def to_json(self) -> list[int]:
-        return [self.samples, *(number for position in self.positions for number in position)]
-
-    @classmethod
-    def from_json(cls, value: Sequence[int]) -> Place:
-        size = len(Position._fields)
-        return cls(value[0], tuple(Position(*value[start : start + size]) for start in range(1, len(value), size)))
 
 
 @dataclass(frozen=True)

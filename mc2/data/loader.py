@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mc2.data.batch import PairBatch
-from mc2.data.data_sets import LAYOUT, Mixture, Place, Source
+from mc2.data.data_sets import LAYOUT, Mixture, Source
+from mc2.data.places import Place, packed, unpacked
 from mc2.data.samples import Sample, collate, drop_reasons, nothing_usable
 from mc2.data.shard_stream import Plan, Position, stream_records
 from mc2.data.tokenizer import Tokenizer
@@ -220,17 +221,22 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """The order's identity, the number of batches and the places of the streams of all ranks; every rank must call it."""
-        share = self._batches.share
-        places = {str(stream): place.to_json() for stream, place in share.places.items()}
+        share, mixture = self._batches.share, self.mixture
+        places = share.places
         if share.world_size > 1:
-            parts: list[dict[str, list[int]]] = [{}] * share.world_size
+            parts: list[dict[int, Place]] = [{}] * share.world_size
             dist.all_gather_object(parts, places)
             places = {stream: place for part in parts for stream, place in part.items()}
-        return {"order": self.mixture.identity(), "batch": share.first_batch, "places": places}
+        places_bytes = packed(places, mixture.plan.num_streams, len(mixture.sources))
+        return {"order": mixture.identity(), "batch": share.first_batch, "places": places_bytes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on behind the batches of a checkpoint. Errors: ValueError if they were of another order."""
         mixture, share = self.mixture, self._batches.share
+        if not {"order", "places"} <= state.keys():
+            raise ValueError(
+                "data: the checkpoint has no places of streams, it is of an older mc2; go on with that one, or start a new run from its weights"
+            )
         found = dict(state["order"])
         need = {**found, **{k: v for k, v in mixture.identity().items() if k not in LAYOUT}, **self._layout}
         different = [f"{key}: found {found[key]!r}, need {need[key]!r}" for key in need if found.get(key) != need[key]]
@@ -242,7 +248,7 @@ class Loader:
         check_layout(mixture.plan, share, self._num_workers)
         # only its own streams: what it was told of the others would overwrite their progress in the next checkpoint
         own = {stream for lane in range(mixture.plan.lanes) for stream in mixture.plan.lane_streams(lane, share.rank, share.world_size)}
-        places = {int(stream): Place.from_json(place) for stream, place in state["places"].items() if int(stream) in own}
+        places = unpacked(state["places"], mixture.plan.num_streams, len(mixture.sources), own)
         share = replace(share, first_batch=state["batch"], places=places)
         self.close()
         self._batches.mixture, self._batches.share = mixture, share
@@ -257,13 +263,18 @@ def check_layout(plan: Plan, share: Share, num_workers: int) -> None:
     """Errors: ValueError if ranks, workers or rows do not divide the lanes and streams of the plan."""
     if plan.streams_per_lane % share.world_size:
         raise ValueError(
-            f"data: found streams_per_lane {plan.streams_per_lane} for {share.world_size} ranks, need a multiple; change the number of "
-            "ranks"
+            f"data: found streams_per_lane {plan.streams_per_lane} for {share.world_size} ranks, need a multiple; use {divisors(plan.streams_per_lane)} ranks"
         )
     if plan.lanes % max(num_workers, 1):
         raise ValueError(
-            f"data: found lanes {plan.lanes} for {num_workers} workers, need a multiple; set num_workers to a divisor of {plan.lanes}"
+            f"data: found lanes {plan.lanes} for {num_workers} workers, need a multiple; set num_workers to {divisors(plan.lanes)}"
         )
     streams = plan.streams_per_lane // share.world_size
     if share.batch_size % streams:
         raise ValueError(f"data: found batch_size {share.batch_size} for {streams} streams on each rank, need a multiple of {streams}")
+
+
+def divisors(number: int) -> str:
+    """In words: "1, 2 or 4"."""
+    found = [str(divisor) for divisor in range(1, number + 1) if number % divisor == 0]
+    return " or ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)

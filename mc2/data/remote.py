@@ -23,7 +23,13 @@ PIECE_BYTES = 8 * 2**20
 SILENCE_SECONDS = 30  # of a server, after which a connection counts as lost
 WAIT_SECONDS = (0.5, 1, 2, 4, 8, 16, 32, 60)  # before each new try
 
+LATER = (408, 425, 429)  # answers of the 400s that say "not now"; all others of them say "never"
+
 Result = TypeVar("Result")
+
+
+class NotThere(ValueError):
+    """Nothing has this URL."""
 
 
 def is_url(path: str | Path) -> bool:
@@ -96,14 +102,22 @@ class RemotePath:
         return io.BufferedReader(RemoteFile(self, self.num_bytes()), buffer_size=2**16)
 
     def num_bytes(self) -> int:
-        """Errors: ValueError."""
-        return int(self._try(lambda files, path: files.size(path)))
+        """Errors: NotThere, ValueError."""
+        found: int | None = self._try(lambda files, path: files.size(path))
+        if found is None:
+            raise ValueError(f"{self.url}: the server does not say how many bytes it has (Content-Length); use one that does")
+        return found
 
     def exists(self) -> bool:
-        return bool(self._try(lambda files, path: files.exists(path)))
+        """Errors: ValueError if the server does not say so."""
+        try:
+            self.num_bytes()  # not fsspec's exists, for which a server that is too busy has nothing
+        except NotThere:
+            return False
+        return True
 
     def read_bytes(self) -> bytes:
-        """A whole small file. Errors: ValueError."""
+        """A whole small file. Errors: NotThere, ValueError."""
         return bytes(self._try(lambda files, path: files.cat_file(path)))
 
     def read_range(self, start: int, end: int) -> bytes:
@@ -123,19 +137,47 @@ class RemotePath:
         return data
 
     def _try(self, work: Callable[[Any, str], Result]) -> Result:
-        """What the work returns, tried again after failures, with longer waits."""
+        """What the work returns, tried again with longer waits after what may pass: a lost connection, a server that is too busy or broken."""
         for wait_seconds in (*WAIT_SECONDS, None):
             try:
                 return work(*fsspec.core.url_to_fs(self.url, **_settings(self.url)))  # made anew: a connection does not survive a fork
-            except (FileNotFoundError, PermissionError, ImportError) as error:
-                raise ValueError(
-                    f"{self.url}: cannot be read ({error!r}); look at the URL, the permissions and the packages of fsspec"
-                ) from error
             except Exception as error:  # every kind of file system has its own for a connection that is lost
+                reason = _reason(error)
+                if isinstance(reason, FileNotFoundError) or _status(reason) in (404, 410):
+                    raise NotThere(f"{self.url}: is not there; look at the URL, and whether everything was copied") from error
+                if isinstance(reason, PermissionError | ImportError) or _says_never(reason):
+                    raise ValueError(
+                        f"{self.url}: cannot be read ({_in_words(reason)}); look at the URL, the permissions and the packages of fsspec"
+                    ) from error
                 if wait_seconds is None:
-                    raise ValueError(f"{self.url}: cannot be read after {len(WAIT_SECONDS) + 1} tries ({error!r})") from error
+                    raise ValueError(f"{self.url}: cannot be read after {len(WAIT_SECONDS) + 1} tries ({_in_words(reason)})") from error
                 time.sleep(wait_seconds * random.Random().uniform(0.5, 1))  # processes that failed together do not come back together
         raise AssertionError
+
+
+def _reason(error: BaseException) -> BaseException:
+    """What happened: fsspec says FileNotFoundError of whatever kept it from asking an HTTP server for the size."""
+    from aiohttp import ClientError  # not at the start of every run: half a second
+
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, ClientError | TimeoutError) else error
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of an HTTP answer; None for what is none."""
+    from aiohttp import ClientResponseError
+
+    return error.status if isinstance(error, ClientResponseError) else None
+
+
+def _says_never(error: BaseException) -> bool:
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status not in LATER
+
+
+def _in_words(error: BaseException) -> str:
+    status = _status(error)
+    return repr(error) if status is None else f"HTTP status {status}"  # its own words have all headers, credentials too
 
 
 def _settings(url: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mc2 import storage
-from mc2.data.remote import RemoteCache, RemotePath, is_url
+from mc2.data.remote import NotThere, RemoteCache, RemotePath, is_url
 from mc2.records import ShardManifest
 
 MANIFEST = "manifest.json"
@@ -65,18 +65,21 @@ def open_folder(path: str | Path, remote_cache: RemoteCache | None = None) -> Sh
 
 def _described(path: Path | RemotePath, names: tuple[str, ...], manifest: ShardManifest) -> ShardFolder:
     sizes = {tar_name(shard.name): shard.num_bytes for shard in manifest.shards}
-    captions = sum((Counter(shard.captions) for shard in manifest.shards), Counter[str]())
+    captions: Counter[str] = Counter()
+    for shard in manifest.shards:
+        captions.update(shard.captions)
     num_records = {tar_name(shard.name): shard.num_pairs for shard in manifest.shards}
     return ShardFolder(path, names, storage.fingerprint(sizes), sizes, num_records, captions)
 
 
 def _open_remote(path: RemotePath) -> ShardFolder:
     """What the manifest says: a server is not asked for each of its tars before they are read."""
-    if not (path / MANIFEST).exists():
+    try:
+        data = (path / MANIFEST).read_bytes()
+    except NotThere as error:
         raise ValueError(
             f"{path}: found no {MANIFEST}, need one in a folder behind a URL; `mc2 curate pack` writes it, plain tars must be copied first"
-        )
-    data = (path / MANIFEST).read_bytes()
+        ) from error
     try:
         manifest = ShardManifest.from_json(json.loads(data))
     except (ValueError, KeyError, TypeError) as error:

@@ -22,6 +22,7 @@ LAYOUT: dict[str, dict[str, Sequence[str]]] = {
     "2 languages": {"loss of each language": ["loss/.*"], "share of the captions": ["languages/.*"]},
     "3 data": {
         "accepted by balancing": ["data/accepted"],
+        "rejected by balancing, share of each language": ["rejected/.*"],
         "drops per sample, by reason": ["data/drops/.*"],
         "captions that fill the context": ["data/full_context"],
     },

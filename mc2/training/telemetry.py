@@ -17,6 +17,7 @@ from torch import Tensor
 from mc2.benchmarks.callbacks import MultilingualBenchmark
 from mc2.data.batch import PairBatch
 from mc2.data.datamodule import ShardDataModule
+from mc2.data.loader import Tally
 from mc2.model.ranks import HostCopy, num_ranks
 from mc2.training.board import write_hparams, write_layout, writers
 from mc2.training.checkpoints import Checkpoints
@@ -95,6 +96,7 @@ class Telemetry(Callback):
     speed/wait_share          this rank's wait as a share of the time
     languages/<code>          share of the captions of this rank's batches; "unknown" where the shards name no language
     loss/<code>               mean loss of this rank's pairs of that language in the step that is written
+    rejected/<code>           share of the captions that this rank drew in that language and that balancing (or language_shares) turned away
     data/accepted             share of this rank's pairs that balancing let through; data/drops/<reason>: drops per sample
     data/full_context         share of captions that fill the context: nearly all of them were cut
     time/goodput              share of the run's wall time in steps, restarts and what was between them counted; time/<part>: where the rest went (see `goodput`)
@@ -113,6 +115,7 @@ class Telemetry(Callback):
         self._pending: Written | None = None
         self._goodput, self._goodput_written = Goodput(), 0.0
         self._drops: Counter[str] = Counter()
+        self._accepted, self._rejected = Counter[str](), Counter[str]()
         self._reset()
 
     def _reset(self) -> None:
@@ -130,6 +133,7 @@ class Telemetry(Callback):
             self._flops = StepFlops(pl_module)
         self._reset()
         self._pending, self._drops = None, drops(trainer)
+        self._accepted, self._rejected = drawn(trainer)
         self._others = self._other_seconds(trainer)
         self._goodput = Goodput.read(Path(trainer.default_root_dir))
         self._goodput.restart(trainer.global_step, self._started, time.time())
@@ -198,6 +202,7 @@ class Telemetry(Callback):
             **{f"languages/{language}": count / captions for language, count in self._languages.items()},
             **{f"time/{part}": share for part, share in self._goodput.shares().items()},
             **self._drop_rates(trainer),
+            **self._rejection_rates(trainer),
         }
         if self._peak_flops:
             peak = self._peak_flops * self._steps * (step + wait)
@@ -220,6 +225,14 @@ class Telemetry(Callback):
         rates = {f"data/drops/{reason}": count / self._samples for reason, count in new.items()}
         balanced = isinstance(data_of(trainer), ShardDataModule) and data_of(trainer).balanced
         return {**rates, "data/accepted": self._samples / (self._samples + new["balanced_away"])} if balanced else rates
+
+    def _rejection_rates(self, trainer: Trainer) -> dict[str, float]:
+        """Of each language that this rank drew since the last time; empty where nothing was ever rejected."""
+        accepted, rejected = drawn(trainer)
+        new_accepted, new_rejected = accepted - self._accepted, rejected - self._rejected
+        self._accepted, self._rejected = accepted, rejected
+        new = new_accepted + new_rejected if rejected else Counter[str]()
+        return {f"rejected/{language or 'unknown'}": new_rejected[language] / number for language, number in new.items()}
 
     def _write_pending(self, trainer: Trainer) -> None:
         if self._pending is None:
@@ -261,6 +274,13 @@ def drops(trainer: Trainer) -> Counter[str]:
     """Drops of this rank's data so far, by reason."""
     data = data_of(trainer)
     return Counter(data.drops) if isinstance(data, ShardDataModule) else Counter()
+
+
+def drawn(trainer: Trainer) -> tuple[Counter[str], Counter[str]]:
+    """Captions of this rank's data so far, by language: accepted and rejected by balancing."""
+    data = data_of(trainer)
+    tally = data.tally if isinstance(data, ShardDataModule) else Tally()
+    return Counter(tally.accepted), Counter(tally.rejected)
 
 
 def saving_seconds(trainer: Trainer) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from mc2.data.batch import PairBatch
 from mc2.data.datamodule import ShardDataModule
+from mc2.data.loader import Loader
 from mc2.data.preprocess import ImagePreprocess
+from mc2.data.shard_stream import Position, stream_records
 from mc2.records import ShardInfo, ShardManifest
 from mc2.storage import write_json
-from tests.data.shards import record, write_folder, write_tar
+from tests.data.shards import jpeg, record, write_folder, write_tar
 from tests.processes import run_processes
 
 PAIRS = [9, 12, 4, 10, 7, 13]
@@ -113,19 +116,75 @@ def test_a_run_resumed_in_the_middle_repeats_keys_and_losses(
     assert whole.val_keys == whole.val_keys[:8] * 2  # of 9 pairs two whole batches, at steps 7 and 14
 
 
-def rank_fit(shards: Path, tokenizer_folder: Path, folder: Path, save: int, resume: int) -> list[list[str]]:
-    """One rank of two, inside a process; resumed from a step unless that is 0, saved at a step."""
-    module = data(shards, tokenizer_folder, batch_size=2)  # the harness forks daemons, which may not have workers
-    checkpoint = folder / f"{resume}.ckpt" if resume else None
-    return fit(module, 12, folder, (save, folder / f"{save}.ckpt"), checkpoint, devices=2).keys
+class Rank(NamedTuple):
+    """What one rank saw: keys of a whole run, of one resumed at step 7, of that one resumed at step 9; of broken shards the sizes of batches and the drops, as counted and by hand."""
+
+    whole: list[list[str]]
+    resumed: list[list[str]]
+    again: list[list[str]]
+    rows: list[int]
+    drops: Counter[str]
+    drops_by_hand: Counter[str]
+
+
+def fit_as_a_rank(shards: Path, tokenizer_folder: Path, folder: Path) -> Rank:
+    """Inside a process; the harness forks daemons, which may not have workers."""
+
+    def run(save: int, resume: int) -> list[list[str]]:
+        checkpoint = folder / f"{resume}.ckpt" if resume else None
+        module = data(shards, tokenizer_folder, batch_size=2)
+        return fit(module, 12, folder, (save, folder / f"{save}.ckpt"), checkpoint, devices=2).keys
+
+    broken = data(folder / "broken", tokenizer_folder, batch_size=8, val_pairs=4)
+    return Rank(
+        run(7, 0),
+        run(9, 7),
+        run(11, 9),  # a resumed run is resumed again
+        [len(keys) for keys in fit(broken, 12, folder, devices=2).keys],
+        broken.tally.drops,
+        broken_by_hand(broken.train_dataloader()),
+    )
+
+
+BROKEN = {
+    "0": (b"", "no_image"),
+    "1": (b"none", "broken_image"),
+    "2": (jpeg()[:200], "broken_image"),
+    "3": (b"P4 30000 30000\n", "huge_image"),
+}
+
+
+def write_broken(folder: Path) -> None:
+    """Four shards in which every fifth image is broken, in each in another way."""
+    for shard, (bad, _) in BROKEN.items():
+        pairs = [(f"{shard}-{pair}", bad if pair % 5 == 0 else jpeg()) for pair in range(20)]
+        write_tar(folder / f"{shard}.tar", [member for key, image in pairs for member in record(key, b"a fox", image)])
+
+
+def broken_by_hand(loader: Loader) -> Counter[str]:
+    """Reasons of the broken records up to where the streams of a loader are, by their keys; a record without an image has none."""
+    found: Counter[str] = Counter()
+    (source,) = loader.mixture.sources
+    for stream, place in loader._batches.share.places.items():
+        for position, item in stream_records(source.plan, stream, Position(), source.reader):
+            shard, pair = item.key.split("-")
+            found[BROKEN[shard][1]] += int(pair) % 5 == 0
+            if position == place.positions[0]:
+                break
+    return +found
 
 
 def test_two_ranks_resume_and_one_goes_on_where_they_stopped(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
-    arguments = (shards, tokenizer_folder, tmp_path)
-    whole = run_processes(rank_fit, [(*arguments, 7, 0)] * 2, join=False, timeout=240)
-    for save, resume in ((9, 7), (11, 9)):  # a resumed run is resumed again
-        rest = run_processes(rank_fit, [(*arguments, save, resume)] * 2, join=False, timeout=240)
-        assert rest == [keys[resume:] for keys in whole]
+    """And shards with one broken sample in five give both ranks as many whole batches: nobody waits for the other."""
+    write_broken(tmp_path / "broken")
+    ranks = run_processes(fit_as_a_rank, [(shards, tokenizer_folder, tmp_path)] * 2, join=False, timeout=240)
+    for rank in ranks:
+        assert rank.resumed == rank.whole[7:]
+        assert rank.again == rank.whole[9:]
+        assert rank.rows == [8] * 12
+        assert rank.drops == rank.drops_by_hand
+    assert (ranks[0].drops + ranks[1].drops).keys() == {"no_image", "broken_image", "huge_image"}
+    whole = [rank.whole for rank in ranks]
     assert not {key for batch in whole[0][:5] for key in batch} & {key for batch in whole[1][:5] for key in batch}
     state = torch.load(tmp_path / "7.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     loader = data(shards, tokenizer_folder).loader(0, 1)

@@ -1,4 +1,4 @@
-"""Shares of languages on top of curation: the rule against a search by bisection, and the mix of a data set that it leaves."""
+"""Shares of languages: the rule against a search by bisection, the mix of a data set that it leaves, and what balancing accepted and rejected of each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mc2.curation.balance import Balance, LanguageBalance
+from mc2.data.datamodule import ShardDataModule
 from mc2.data.language_shares import LanguageShares
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.samples import Drop, SampleMaker
 from mc2.data.shard_reader import Record
+from mc2.data.shard_stream import Position, stream_records
 from mc2.records import PackedCaption
-from tests.data.test_loader import batches, data
+from tests.data.shards import write_folder
+from tests.data.test_loader import batches, data, slow_uniform
 
 CURATED = {"en": 5000.0, "de": 1200.0, "fr": 900.0, "sw": 40.0}
 
@@ -84,7 +88,6 @@ def test_what_is_refused() -> None:
 
 def test_shares_from_a_manifest(tmp_path: Path, tokenizer_folder: Path) -> None:
     """The shards say en, de and fr equally often; what was accepted and rejected is counted for each."""
-    from tests.data.shards import write_folder
     from tests.data.test_datamodule import manifest
 
     shards = manifest(write_folder(tmp_path, [40, 40]), captions={"en": 80, "de": 80, "fr": 80})
@@ -96,3 +99,37 @@ def test_shares_from_a_manifest(tmp_path: Path, tokenizer_folder: Path) -> None:
     assert module.drops["language_share"] == module.tally.rejected["en"] > 100
     with pytest.raises(ValueError, match="found shards without languages"):
         data(write_folder(tmp_path / "plain", [2]), tokenizer_folder, language_shares=LanguageShares(2)).train_dataloader()
+
+
+ENTRY_PROB = {"en": [0.3, 0.2], "de": [0.1, 0.5, 0.9], "fr": list[float]()}
+
+
+def slow_counts(module: ShardDataModule) -> tuple[Counter[str], Counter[str]]:
+    """Captions accepted and rejected by language, drawn one by one for every record up to where the streams of the loader are."""
+    accepted, rejected, loader = Counter[str](), Counter[str](), module.train_dataloader()
+    (source,) = loader.mixture.sources
+    for stream, place in loader._batches.share.places.items():
+        for position, record in stream_records(source.plan, stream, Position(), source.reader):
+            caption = record.captions[int(slow_uniform(0, "caption", position.epoch, record.key) * len(record.captions))]
+            draws = (slow_uniform(0, "balance", position.epoch, record.key, entry) for entry in caption.entries)
+            kept = any(draw < ENTRY_PROB[caption.language][entry] for draw, entry in zip(draws, caption.entries, strict=True))
+            (accepted if kept else rejected)[caption.language] += 1
+            if position == place.positions[0]:
+                break
+    return accepted, rejected
+
+
+def test_accepted_and_rejected_captions_are_counted_whoever_draws_them(tmp_path: Path, tokenizer_folder: Path) -> None:
+    shards = write_folder(tmp_path / "shards", [9, 12, 4, 10])
+    languages = {code: LanguageBalance(np.full(len(prob), 5), 5, np.array(prob)) for code, prob in ENTRY_PROB.items()}
+    Balance(0.06, None, "paper", languages).save(tmp_path / "balance", entries=lambda _: ["a", "b", "c"])
+    for num_workers in (0, 1, 2):
+        module = data(shards, tokenizer_folder, balance=str(tmp_path / "balance"), num_workers=num_workers, lanes=2)
+        found = batches(module.train_dataloader(), 31)
+        accepted, rejected = slow_counts(module)
+        assert accepted == Counter(language for batch in found for language in batch.languages)
+        assert module.tally.accepted == accepted
+        assert module.tally.rejected == rejected
+        assert rejected.total() == module.drops["balanced_away"]
+        assert rejected["fr"] > 100  # matched nothing
+        module.teardown("fit")

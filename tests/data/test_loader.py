@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import subprocess
 import sys
 from collections import Counter
@@ -57,10 +57,12 @@ def joined(parts: Iterable[list[str]]) -> list[str]:
     return [key for part in parts for key in part]
 
 
-def plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Through JSON, as nothing but plain values survives `weights_only`."""
-    value: dict[str, Any] = json.loads(json.dumps(state))
-    return value
+def saved(loader: Loader) -> dict[str, Any]:
+    """The state as a checkpoint keeps it: nothing but plain values and tensors survives `weights_only`."""
+    file = io.BytesIO()
+    torch.save(loader.state_dict(), file)
+    state: dict[str, Any] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    return state
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -70,10 +72,8 @@ def test_resume_goes_on_exactly(shards: Path, tokenizer_folder: Path, num_worker
     whole = batches(module.loader(0, 1), 20)
     first = module.loader(0, 1)
     assert keys(first, stop) == [batch.keys for batch in whole[:stop]]
-    state = first.state_dict()
-    assert len(json.dumps(state)) < 500
     second = data(shards, tokenizer_folder, num_workers=num_workers).loader(0, 1)
-    second.load_state_dict(plain(state))
+    second.load_state_dict(saved(first))
     for ours, theirs in zip(batches(second, 20 - stop), whole[stop:], strict=True):
         assert ours.keys == theirs.keys
         assert torch.equal(ours.image, theirs.image)
@@ -98,8 +98,8 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one(shards: Path, tokenizer_folder
     parts = [data(shards, tokenizer_folder, batch_size=2).loader(rank, 2) for rank in range(2)]
     assert [joined(rows) for rows in zip(*(keys(loader, 4) for loader in parts), strict=True)] == whole[:4]
     places = {
-        str(k): place.to_json() for part in parts for k, place in part._batches.share.places.items()
-    }  # what state_dict gathers in a process group
+        str(k): place.row() for part in parts for k, place in part._batches.share.places.items()
+    }  # what state_dict gathers in a process group, in the form of older checkpoints
     one = data(shards, tokenizer_folder).loader(0, 1)
     one.load_state_dict({"order": parts[0].mixture.identity(), "batch": 4, "places": places})
     assert keys(one, 6) == whole[4:]
@@ -271,17 +271,21 @@ def test_keys_that_are_not_utf8_or_come_twice(tmp_path: Path) -> None:
 def test_another_order_is_refused(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     loader = data(shards, tokenizer_folder).loader(0, 1)
     keys(loader, 1)
-    state = plain(loader.state_dict())
+    state = saved(loader)
     with pytest.raises(ValueError, match=r"another order of samples \(seed: found 0, need 1\)"):
         data(shards, tokenizer_folder, seed=1).loader(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match=r"another order of samples \(shards: found"):
         data(write_folder(tmp_path, [5]), tokenizer_folder).loader(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match="lanes: found 1, need 2"):
         data(shards, tokenizer_folder, lanes=2).loader(0, 1).load_state_dict(state)
-    with pytest.raises(ValueError, match="found lanes 1 for 2 workers, need a multiple"):
+    with pytest.raises(ValueError, match=r"found lanes 1 for 2 workers, need a multiple; set num_workers to 1$"):
         data(shards, tokenizer_folder, num_workers=2).loader(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match="found streams_per_lane 1 for 2 ranks, need a multiple"):
         data(shards, tokenizer_folder).loader(0, 2).load_state_dict(state)
+    with pytest.raises(ValueError, match="the checkpoint has no places of streams, it is of an older mc2"):
+        data(shards, tokenizer_folder).loader(0, 1).load_state_dict({"order": {}, "positions": {}})
+    with pytest.raises(ValueError, match=r"found streams_per_lane 6 for 4 ranks, need a multiple; use 1, 2, 3 or 6 ranks$"):
+        data(shards, tokenizer_folder, streams_per_lane=6).loader(0, 4)
     with pytest.raises(ValueError, match="found batch_size 4 for 3 streams on each rank"):
         data(shards, tokenizer_folder, streams_per_lane=3).loader(0, 1)
 

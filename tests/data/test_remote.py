@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from mc2.data.batch import PairBatch
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.loader import Loader
 from mc2.data.preprocess import ImagePreprocess
-from mc2.data.remote import RemoteCache, RemotePath
+from mc2.data.remote import NotThere, RemoteCache, RemotePath
 from mc2.data.shard_folder import open_folder
 from mc2.data.shard_index import index_tar
 from mc2.records import ShardInfo, ShardManifest
@@ -52,12 +52,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server(ThreadingHTTPServer):
-    """Files of a folder over HTTP. `faults`: so many answers break off in the middle; `ranges`: byte ranges are answered; `asked`: (name, first, last) of each."""
+    """Files of a folder over HTTP. `faults`: so many answers break off in the middle; `ranges`: byte ranges are answered; `asked`: (name, first, last) of each.
+
+    `statuses`: what the next requests get instead of an answer, 0: a connection that is closed. `num_requests`: of both kinds.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.faults, self.ranges = folder, 0, True
+        self.folder, self.faults, self.ranges, self.num_requests = folder, 0, True, 0
         self.asked: list[tuple[str, int, int]] = []
+        self.statuses: list[int] = []
 
     @property
     def url(self) -> str:
@@ -75,11 +79,15 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        file = self.server.folder / self.path.rsplit("/", 1)[1]
-        if not file.is_file():
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        self.server.num_requests += 1
+        file = self.server.folder / self.path.removeprefix("/shards/")
+        status = self.server.statuses.pop(0) if self.server.statuses else 200 if file.is_file() else 404
+        if status != 200:
+            self.close_connection = not status
+            if status:
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             return
         data = file.read_bytes()
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.server.ranges else None
@@ -193,12 +201,62 @@ def test_what_is_in_a_piece_is_what_is_in_the_file(shards: Path, server: Server,
 
 def test_what_cannot_be_read_is_an_error_that_says_why(server: Server, tmp_path: Path) -> None:
     folder = RemotePath(server.url, RemoteCache(str(tmp_path)))
-    with pytest.raises(ValueError, match=r"shards/nothing\.tar: cannot be read \(FileNotFoundError"):
-        (folder / "nothing.tar").read_bytes()
     server.ranges = False
     with pytest.raises(ValueError, match="the server does not answer byte ranges"), (folder / "00001.tar").open() as file:
         file.read(1)
     server.ranges, server.faults = True, 100
-    with pytest.raises(ValueError, match=r"00001\.tar: cannot be read after 7 tries"), (folder / "00001.tar").open() as file:
+    with (
+        pytest.raises(ValueError, match=r"00001\.tar: cannot be read after 7 tries \(ClientPayloadError"),
+        (folder / "00001.tar").open() as file,
+    ):
         file.read(1)
     server.faults = 0
+
+
+READS: Sequence[Callable[[RemotePath], object]] = (
+    RemotePath.read_bytes,
+    RemotePath.num_bytes,
+    RemotePath.exists,
+    lambda path: path.read_range(0, 9),
+)
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_may_pass_is_tried_again_and_what_may_not_is_an_error_at_once(
+    read: Callable[[RemotePath], object], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests for what fails: a size is asked for with HEAD, and then with GET."""
+    waits: list[float] = []
+    monkeypatch.setattr(remote, "WAIT_SECONDS", (0.01, 0.02, 0.04))
+    monkeypatch.setattr("mc2.data.remote.time.sleep", waits.append)
+    file = RemotePath(server.url, RemoteCache(str(tmp_path))) / "00001.tar"
+    expected = read(file)
+    for statuses in ((503, 503), (429, 429), (500, 502), (0, 0), (408, 0)):
+        server.statuses = [*statuses]
+        assert read(file) == expected
+        assert not server.statuses
+        assert waits or 0 in statuses  # aiohttp itself tries once more where a connection was closed that it had kept
+        waits.clear()
+    for status in (400, 401, 403, 451):
+        server.statuses, server.num_requests = [status] * 2, 0
+        with pytest.raises(ValueError, match=rf"^http://.*/00001\.tar: cannot be read \(HTTP status {status}\); look at .*$"):
+            read(file)
+        assert server.num_requests <= 2
+    server.statuses = [503] * 8
+    with pytest.raises(ValueError, match=r"^http://.*/00001\.tar: cannot be read after 4 tries \(HTTP status 503\)$"):
+        read(file)
+    assert len(waits) == 3  # what was refused was not tried again
+    assert all(0.5 * longest <= wait <= longest for wait, longest in zip(waits, remote.WAIT_SECONDS, strict=True))
+
+
+def test_what_is_not_there_is_an_error_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mc2.data.remote.time.sleep", pytest.fail)
+    nothing = RemotePath(server.url, RemoteCache(str(tmp_path))) / "nothing.tar"
+    for read in READS:
+        if read is RemotePath.exists:
+            assert not read(nothing)
+            continue
+        with pytest.raises(NotThere, match=r"^http://.*/nothing\.tar: is not there; look at the URL"):
+            read(nothing)
+    with pytest.raises(ValueError, match=r"^http://.*/shards/below: found no manifest\.json, need one"):
+        open_folder(f"{server.url}/below")

@@ -97,7 +97,8 @@ def check_board(run: Path) -> None:
     empty = {
         chart for charts in LAYOUT.values() for chart, patterns in charts.items() if not any(re.match(p, t) for p in patterns for t in tags)
     }
-    assert empty == {"accepted by balancing", "drops per sample, by reason", "use of the GPU", "memory, GB"}
+    balanced = {"accepted by balancing", "rejected by balancing, share of each language"}
+    assert empty == {*balanced, "drops per sample, by reason", "use of the GPU", "memory, GB"}
     assert set(events.Tags()["images"]) == {"pictures/images", "small/benchmarks/languages", "small/benchmarks/task/top1"}
     assert {"custom_scalars__config__", "pictures/captions/text_summary"} <= set(events.Tags()["tensors"])
     assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
