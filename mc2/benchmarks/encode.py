@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice, repeat
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -86,6 +87,25 @@ def gather(part: dict[str, T]) -> dict[str, T]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def raise_together(failure: str) -> None:
+    """Collective. Errors: ValueError on all ranks, with the failure of the first rank that has one ("" is none): a rank that raised alone would leave the
+    others waiting for it.
+    """
+    if first := next(iter(gather({failure: None} if failure else {})), ""):
+        raise ValueError(first)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A ValueError inside, on any rank, is one of all ranks. Collective at the end."""
+    failure = ""
+    try:
+        yield
+    except ValueError as error:
+        failure = str(error)
+    raise_together(failure)
+
+
 # --- images -------------------------------------------------------------------------------------------------------------
 
 
@@ -111,22 +131,26 @@ class ImageShare(IterableDataset[ImageBatch]):
         worker = get_worker_info()
         number, of = (worker.id, worker.num_workers) if worker else (0, 1)
         start, stop = (min(self.stop, self.start + self.batch_size * (len(self) * place // of)) for place in (number, number + 1))
-        files = zip(self.images.keys[start:stop], self.images.read(start, stop), strict=True)
+        files = self.images.read(start, stop)
         for first in range(start, stop, self.batch_size):
             rows = torch.arange(first, min(first + self.batch_size, stop))
             try:
-                yield ImageBatch(rows, torch.stack([decoded(key, file, self.preprocess) for key, file in islice(files, len(rows))]))
+                yield ImageBatch(
+                    rows, torch.stack([decoded(key, files, self.preprocess) for key in self.images.keys[first : first + len(rows)]])
+                )
             except ValueError as error:
                 yield ImageBatch(torch.arange(0), torch.empty(0), str(error))
                 return
 
 
-def decoded(key: str, file: bytes, preprocess: ImageTransform) -> Tensor:
-    """uint8 (3, H, W). Errors: ValueError that names the image."""
+def decoded(key: str, files: Iterator[bytes], preprocess: ImageTransform) -> Tensor:
+    """The next of the files, uint8 (3, H, W). Errors: ValueError that names the image, whatever its reading or decoding raises."""
     try:
-        return preprocess.evaluate(file)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"image {key!r} cannot be decoded ({error}); repair it or leave it out of the task") from error
+        return preprocess.evaluate(next(files))
+    except Exception as error:
+        raise ValueError(
+            f"image {key!r} cannot be decoded ({error or type(error).__name__}); repair it or leave it out of the task"
+        ) from error
 
 
 def encode_images(
@@ -137,7 +161,8 @@ def encode_images(
     num_images = len(images.keys)
     if not num_images:
         raise ValueError("benchmarks: found an image set without images; need at least one")
-    spare = ImageBatch(torch.arange(0), decoded(images.keys[0], next(iter(images.read(0, 1))), preprocess)[None])
+    with together():
+        spare = decoded(images.keys[0], iter(images.read(0, 1)), preprocess)[None]  # for a rank that runs out of its own
     share = ImageShare(images, preprocess, num_images * rank // world, num_images * (rank + 1) // world, batch_size)
     loader = DataLoader(share, batch_size=None, num_workers=min(num_workers, len(share)), pin_memory=device.type == "cuda")
     failures: list[str] = []
@@ -148,12 +173,11 @@ def encode_images(
                 failures.append(batch.failure)
                 break
             yield batch.rows, batch.image
-        yield from repeat((spare.rows, spare.image))
+        yield from repeat((torch.arange(0), spare))
 
     num_forwards = math.ceil(math.ceil(num_images / world) / batch_size)  # of the largest share
     image_ND = encode_share(encoder.encode_image, islice(batches(), num_forwards), num_images, device)
-    if failure := next(iter(gather(dict.fromkeys(failures, rank))), None):
-        raise ValueError(failure)
+    raise_together("".join(failures))
     return image_ND
 
 
@@ -178,7 +202,8 @@ def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], device: torch.devic
     rank, world = this_rank()
     if world == 1:
         return tokenizer(texts)
-    own = tokenizer(texts[rank::world]) if len(texts) > rank else torch.empty(0, 0, dtype=torch.int32)
+    with together():
+        own = tokenizer(texts[rank::world]) if len(texts) > rank else torch.empty(0, 0, dtype=torch.int32)
     longest = torch.tensor(own.shape[1], device=device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     whole_TL = torch.zeros(len(texts), int(longest), dtype=torch.int32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from mc2.benchmarks.callbacks import MultilingualBenchmark
+from mc2.training.checkpoints import step_of
 from mc2.training.module import Ranking
-from mc2.training.watch import new_checkpoints, results_folder, step_of
+from mc2.training.watch import new_checkpoints, results_folder
 
 
 def read_images(paths: Sequence[str], preprocess: Any) -> Tensor:
@@ -80,14 +83,32 @@ class RankingTrainer(Trainer):
         """
         if watch is None:
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
-        callbacks = self.callbacks  # type: ignore[attr-defined]  # set by a connector, declared nowhere
-        for held in new_checkpoints(watch, poll_seconds, self.max_steps, self.global_rank):
-            for callback in callbacks:
+
+        def evaluate(held: Path) -> None:
+            for callback in self.callbacks:  # type: ignore[attr-defined]  # set by a connector, declared nowhere
                 if isinstance(callback, MultilingualBenchmark):
                     callback.step = step_of(held)
                     callback.results = str(results_folder(watch, callback.step) / (callback.student or ""))
             rank_zero_only(print)(f"watch: {held.name}", flush=True)
-            super().test(model, dataloaders, str(held), False, datamodule, weights_only)
+            super(RankingTrainer, self).test(model, dataloaders, str(held), False, datamodule, weights_only)
+
+        def follow() -> None:
+            self.strategy.connect(model or self.lightning_module)
+            self.strategy.setup_environment()  # the ranks meet now: they wait for the first checkpoint together
+            found = new_checkpoints(watch, poll_seconds, self.max_steps, self.global_rank, self.strategy.broadcast)
+            with closing(found):
+                for held in found:
+                    evaluate(held)
+
+        launcher = self.strategy.launcher
+        if launcher is None:
+            follow()
+            return []
+        try:
+            launcher.launch(follow, trainer=self)
+        except BaseException:
+            launcher.kill(signal.SIGTERM)  # between two evaluations Lightning does not
+            raise
         return []
 
     def predict(  # type: ignore[override]  # another command than Lightning's: image files and texts in, a table out

@@ -16,7 +16,7 @@ from mc2.benchmarks.tasks import TaskFolder
 from mc2.cli import main
 from mc2.interchange.model_directory import load, save
 from mc2.training.checkpoints import checkpoint_folder, remove
-from mc2.training.watch import chosen, hold, new_checkpoints, results_folder
+from mc2.training.watch import Choice, choose, hold, new_checkpoints, results_folder
 from tests.benchmarks.toys import write_toy_task
 from tests.interchange.tiny import tiny_parts
 from tests.training.tiny import fit_config
@@ -35,12 +35,6 @@ def checkpoint(run: Path, step: int, parts: bool = False) -> Path:
     return path
 
 
-def finish(run: Path, held: Path) -> None:
-    folder = results_folder(run, int(held.stem.removeprefix("step=")))
-    folder.mkdir(parents=True)
-    (folder / "results.parquet").write_text("")
-
-
 def test_each_checkpoint_comes_once_and_pruning_does_not_hurt(tmp_path: Path) -> None:
     for step in (2, 10):
         checkpoint(tmp_path, step, parts=step == 10)
@@ -55,7 +49,6 @@ def test_each_checkpoint_comes_once_and_pruning_does_not_hurt(tmp_path: Path) ->
         step = int(held.stem.removeprefix("step="))
         remove(checkpoint_folder(tmp_path) / held.name)  # pruned while it is evaluated
         assert (held / "__0_0.distcp" if held.is_dir() else held).read_text() == str(step)
-        finish(tmp_path, held)
         seen.append(step)
     assert seen == [2, 10, 20]
     assert not (tmp_path / "watched/.held").exists()
@@ -83,9 +76,12 @@ def test_a_checkpoint_that_is_gone_is_passed_over(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(shutil, "copytree", pruned)
     passed_over: set[int] = set()
-    held = chosen(tmp_path, passed_over)
-    assert held is not None
-    assert (held.name, passed_over) == ("step=4.ckpt", {2})
+    choice = choose(tmp_path, 4, passed_over)
+    assert choice.held is not None
+    assert (choice.held.name, choice.ends, passed_over) == ("step=4.ckpt", False, {2})
+    passed_over.add(4)
+    assert choose(tmp_path, 4, passed_over) == Choice(None, ends=True)  # the last one is gone: nothing is to come
+    assert choose(tmp_path, -1, passed_over) == Choice(None, ends=False)
     assert hold(checkpoint_folder(tmp_path) / "step=6.ckpt", tmp_path / "held") is None
 
 
