@@ -11,6 +11,7 @@ Shapes: N samples, C cells (samples of one cluster in one stratum), K clusters, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -35,10 +36,29 @@ def copies(num_clusters: int, block: int) -> NDArray[np.uint8]:
     return POISSON.astype(np.uint8)[bits]
 
 
-def replicates(score: Score, num_replicates: int = NUM_REPLICATES) -> FloatArray | None:
-    """(R,) the value in each replicate, NaN where nothing was drawn; None for a score without outcomes. `num_replicates`: a multiple of BLOCK."""
+def replicates_of(statistic: Callable[[FloatArray], float], clusters: NDArray[np.int64]) -> FloatArray:
+    """(R,) a statistic in each replicate, as a function of how often each sample counts, (N,); for what is no mean of samples."""
+    if not len(clusters):
+        return np.full(NUM_REPLICATES, np.nan)
+    num_clusters = rounded(int(clusters.max()) + 1)
+    blocks = (copies(num_clusters, block) for block in range(NUM_REPLICATES // BLOCK))
+    return np.array([statistic(drawn[clusters, column].astype(np.float64)) for drawn in blocks for column in range(BLOCK)])
+
+
+def all_copies(num_clusters: int) -> NDArray[np.uint8]:
+    """(K, R) copies of each cluster in each replicate."""
+    return np.concatenate([copies(rounded(num_clusters), block)[:num_clusters] for block in range(NUM_REPLICATES // BLOCK)], axis=1)
+
+
+def rounded(num_clusters: int) -> int:
+    """So many are drawn."""
+    return -(-num_clusters // CLUSTERS_DRAWN) * CLUSTERS_DRAWN
+
+
+def replicates(score: Score) -> FloatArray | None:
+    """(R,) the value in each replicate, NaN where nothing was drawn; None for a score with neither outcomes nor replicates of its own."""
     if score.outcomes is None or not len(score.outcomes):
-        return None
+        return score.replicates
     num_samples = len(score.outcomes)
     cluster_N = np.arange(num_samples) if score.clusters is None else np.asarray(score.clusters)
     stratum_N = np.zeros(num_samples, np.int64) if score.strata is None else np.asarray(score.strata)
@@ -50,9 +70,9 @@ def replicates(score: Score, num_replicates: int = NUM_REPLICATES) -> FloatArray
     count_C = np.diff(np.r_[first_C, num_samples]).astype(np.float32)
     cluster_C, stratum_C = cluster_N[first_C], stratum_N[first_C]
     first_S = np.flatnonzero(np.r_[True, np.diff(stratum_C) != 0])
-    num_clusters = -(-int(cluster_N.max() + 1) // CLUSTERS_DRAWN) * CLUSTERS_DRAWN
+    num_clusters = rounded(int(cluster_N.max()) + 1)
     blocks = []
-    for block in range(num_replicates // BLOCK):
+    for block in range(NUM_REPLICATES // BLOCK):
         copies_CR = copies(num_clusters, block)[cluster_C].astype(np.float32)
         total_SR, weight_SR = per_stratum(sum_C, copies_CR, first_S), per_stratum(count_C, copies_CR, first_S)
         num_drawn_R = (weight_SR > 0).sum(axis=0)
@@ -67,6 +87,21 @@ def per_stratum(value_C: NDArray[np.float32], copies_CR: NDArray[np.float32], fi
         return (value_C @ copies_CR)[None].astype(np.float64)
     sums: FloatArray = np.add.reduceat(value_C[:, None] * copies_CR, first_S, axis=0).astype(np.float64)
     return sums
+
+
+def mean_of(parts: Sequence[FloatArray]) -> FloatArray:
+    """(R,) the mean, in each replicate, of those that have a value there (a language of three images may not be drawn); NaN where none has."""
+    part_PR = np.stack(parts)
+    known_PR = ~np.isnan(part_PR)
+    count_R = known_PR.sum(axis=0)
+    total_R = np.where(known_PR, part_PR, 0.0).sum(axis=0)
+    return np.divide(total_R, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
+
+
+def mean_of_tasks(by_task: Mapping[str, FloatArray]) -> FloatArray:
+    """(R,) replicates of the mean of several data sets, from those of each. They share no samples and so no luck: each data set's come in an order of its own."""
+    orders = {task: np.random.default_rng([SEED, *task.encode()]).permutation(len(own)) for task, own in by_task.items()}
+    return mean_of([own[orders[task]] for task, own in by_task.items()])
 
 
 def interval(replicate_R: FloatArray | None) -> tuple[float | None, float | None]:

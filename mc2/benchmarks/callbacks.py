@@ -164,7 +164,7 @@ class MultilingualBenchmark(Callback):
                 engine.num_names, engine.num_confusions = self.num_names, self.num_confusions
             evaluations = list(engine.evaluate(self.tasks, self.languages))
         results = [row for evaluation in evaluations for row in evaluation.results]
-        results += collection_rows(results)
+        results += collection_rows(results, {task.name: evaluation.main for task, evaluation in zip(self.tasks, evaluations, strict=True)})
         folder = Path(trainer.log_dir or trainer.default_root_dir) / (self.student or "")  # log_dir is collective: read on all ranks
         self._folder = Path(self.results) if self.results else folder
         if trainer.is_global_zero:

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from mc2 import storage
-from mc2.benchmarks.bootstrap import FloatArray, false_discovery_rates, interval, p_value, replicates
+from mc2.benchmarks.bootstrap import FloatArray, false_discovery_rates, interval, mean_of, mean_of_tasks, p_value, replicates
+from mc2.benchmarks.means import tasks_protocol
 from mc2.benchmarks.result_files import OUTCOMES, RESULTS, Kept, read_outcomes
-from mc2.benchmarks.results import GROUP_MEAN, MEAN, Result, Score, read_results
+from mc2.benchmarks.results import GROUP_MEAN, MAIN, MEAN, MEAN_OF_TASKS, Result, Score, read_results
 
+MANY = 64  # clusters: what luck can do with them is far below any rate of interest
 SIGNIFICANT = 0.05  # share of false ones among the differences that are called significant
 
 
@@ -97,21 +99,30 @@ class Pairs:
             if one.outcomes is not None and other.outcomes is not None:
                 self._differences[kept.name] = difference = replace(other, outcomes=other.outcomes - one.outcomes)
                 drawn = replicates(difference)
-                if drawn is not None:
-                    self._replicates[kept.name] = drawn
+            elif one.replicates is not None and other.replicates is not None:
+                self._differences[kept.name] = difference = replace(other, replicates=other.replicates - one.replicates)
+                drawn = difference.replicates
+            else:
+                continue
+            if drawn is not None:
+                self._replicates[kept.name] = drawn
 
     def same_languages(self, mean: Name) -> bool:
         """Whether the row of a mean is over the same languages in both."""
         return self._members[0].get(mean) == self._members[1].get(mean)
 
     def change(self, before: Result, after: Result) -> Change:
-        """One row; a mean is drawn as the mean of its languages."""
+        """One row; a mean is drawn as the mean of its languages, that of a collection as the mean of its tasks."""
         name = name_of(after)
         change = Change(*name, before.value, after.value, after.value - before.value)
         members = sorted(self._members[1].get(name, ())) if after.is_mean else [name]
         if not members or not self._replicates.keys() >= set(members):
             return change
-        difference_R: FloatArray = np.mean([self._replicates[member] for member in members], axis=0)
+        by_task: dict[str, list[FloatArray]] = {}
+        for member in members:
+            by_task.setdefault(member[0], []).append(self._replicates[member])
+        means = {task: mean_of(own) for task, own in by_task.items()}
+        difference_R = mean_of_tasks(means) if after.metric == MEAN_OF_TASKS else means[after.task]
         low, high = interval(difference_R)
         chance = p_value(change.change, difference_R, num_changed([self._differences[member] for member in members]))
         return replace(change, low=low, high=high, p_value=chance)
@@ -123,6 +134,10 @@ def members_by_mean(kept: Iterable[Kept]) -> dict[Name, set[Name]]:
     for row in kept:
         for label in row.groups:
             members.setdefault((row.task, row.score.protocol, label, row.score.metric), set()).add(row.name)
+    mains = [name for own in members.values() for name in own if name[3] == MAIN]
+    for collection in {protocol for _, protocol, _, _ in mains}:
+        own = {name for name in mains if name[1] == collection}
+        members[collection, tasks_protocol(len({name[0] for name in own})), MEAN, MEAN_OF_TASKS] = own
     return members
 
 
@@ -140,10 +155,12 @@ def same_samples(one: Score, other: Score) -> bool:
 
 
 def num_changed(differences: Iterable[Score]) -> int:
-    """Clusters of which a sample changed, in any language."""
+    """Clusters of which a sample changed, in any language. Of what is no mean of samples it is not known: many, if anything did."""
     changed: set[int] = set()
     for score in differences:
-        assert score.outcomes is not None
+        if score.outcomes is None:
+            changed.update(range(MANY if np.any(score.replicates) else 0))
+            continue
         index_N = np.flatnonzero(score.outcomes)
         changed.update((index_N if score.clusters is None else np.asarray(score.clusters)[index_N]).tolist())
     return len(changed)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mc2 import storage
-from mc2.benchmarks.encode import Encoder, Preprocessing, encode_images, encode_texts, gather, this_rank
+from mc2.benchmarks.bootstrap import FloatArray
+from mc2.benchmarks.encode import Encoder, Preprocessing, encode_images, encode_texts, gather, raise_together, this_rank
 from mc2.benchmarks.gallery import worst_confusions
 from mc2.benchmarks.language_groups import members
-from mc2.benchmarks.means import Drawn, labelled, task_results
+from mc2.benchmarks.means import Drawn, labelled, mean_replicates, task_results
 from mc2.benchmarks.result_files import Kept
-from mc2.benchmarks.results import MEAN, Result
+from mc2.benchmarks.results import MAIN, MEAN, Result
 from mc2.benchmarks.tasks import PREDICTIONS_SCHEMA, ImageSet, Task
 from mc2.benchmarks.text_cache import TextCache
 
@@ -31,13 +32,13 @@ TOKENS_PER_IMAGE = 16  # a forward of texts has this many tokens for each image 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one task said: rows of the table, what each sample said; if asked for, the best answers for each image, and those of the worst confusions.
-
-    Both tables are of PREDICTIONS_SCHEMA.
+    """What one task said: rows of the table, what each sample said, the bootstrap's replicates of what enters its collection (None: it is in none); if asked
+    for, the best answers for each image, and those of the worst confusions: both tables are of PREDICTIONS_SCHEMA.
     """
 
     results: list[Result]
     kept: list[Kept]
+    main: FloatArray | None
     predictions: pa.Table
     confusions: pa.Table
 
@@ -85,9 +86,14 @@ class Engine:
         """One task. A part of its languages is named in the protocol."""
         image_ND = self.images(task.image_set, task.name)
         scored: dict[str, Scored] = {}
+        failure = ""
         for language, text_CD in self.kept_texts(task, chosen):
-            with torch.autocast(self.device.type, enabled=False):  # the towers may run in bf16, cosines of near neighbours may not
-                scored[language] = self.score(task, language, image_ND, text_CD)
+            try:
+                with torch.autocast(self.device.type, enabled=False):  # the towers may run in bf16, cosines of near neighbours may not
+                    scored[language] = self.score(task, language, image_ND, text_CD)
+            except ValueError as error:
+                failure = failure or str(error)  # the other ranks still need this one for the texts to come
+        raise_together(failure)
         scored = gather(scored)
         suffix = f"-{len(chosen)}-of-{len(task.languages)}-languages" if len(chosen) < len(task.languages) else ""
         drawn = {language: [renamed(each, suffix) for each in scored[language].drawn] for language in chosen}
@@ -96,7 +102,8 @@ class Engine:
         kept = [Kept(task.name, code, scored[code].samples, labels[code], each.score) for code in chosen for each in drawn[code]]
         predictions = pa.concat_tables([scored[language].predictions for language in chosen])
         confusions = pa.concat_tables([scored[language].confusions for language in chosen])
-        return Evaluation(task_results(task.name, drawn, groups), kept, predictions, confusions)
+        main = mean_replicates([each for code in chosen for each in drawn[code] if each.score.metric == MAIN])
+        return Evaluation(task_results(task.name, drawn, groups), kept, main, predictions, confusions)
 
     def images(self, images: ImageSet, name: str) -> Tensor:
         """(N, D), encoded when it is first asked for."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from mc2.benchmarks.bootstrap import FloatArray, interval, replicates
-from mc2.benchmarks.results import GROUP_MEAN, MEAN, Result, Score
+from mc2.benchmarks.bootstrap import FloatArray, interval, mean_of, mean_of_tasks, replicates
+from mc2.benchmarks.results import GROUP_MEAN, MAIN, MEAN, MEAN_OF_TASKS, Result, Score
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A score with its bootstrap replicates, (R,); None where it has no outcomes."""
+    """A score with its bootstrap replicates, (R,); None where it has none."""
 
     score: Score
     replicates: FloatArray | None
@@ -48,8 +46,7 @@ def mean_rows(task: str, label: str, scores: Mapping[str, Sequence[Drawn]], code
             same.setdefault((drawn.score.protocol, drawn.score.metric), []).append(drawn)
     rows = []
     for (protocol, metric), part in same.items():
-        known = [drawn.replicates for drawn in part if drawn.replicates is not None]
-        low, high = interval(np.mean(known, axis=0) if len(known) == len(part) else None)
+        low, high = interval(mean_replicates(part))
         value = sum(drawn.score.value for drawn in part) / len(part)
         num_samples = sum(drawn.score.num_samples for drawn in part)
         num_candidates = round(sum(drawn.score.num_candidates for drawn in part) / len(part))
@@ -57,21 +54,31 @@ def mean_rows(task: str, label: str, scores: Mapping[str, Sequence[Drawn]], code
     return rows
 
 
-def collection_rows(results: Sequence[Result]) -> list[Result]:
-    """The mean over the tasks of a collection (SLIP-26, DataComp): of the means of all rows `main` whose protocol is the collection's name."""
+def mean_replicates(part: Sequence[Drawn]) -> FloatArray | None:
+    """(R,) replicates of the mean of some scores; None if there is none, or one of them has none."""
+    known = [drawn.replicates for drawn in part if drawn.replicates is not None]
+    return mean_of(known) if known and len(known) == len(part) else None
+
+
+def collection_rows(results: Sequence[Result], replicates_of_main: Mapping[str, FloatArray | None]) -> list[Result]:
+    """The mean over the tasks of a collection (SLIP-26, DataComp): of the means of all rows `main` whose protocol is the collection's name.
+
+    `replicates_of_main`: task -> (R,) of its row `main`.
+    """
     collections: dict[str, list[Result]] = {}
     for row in results:
-        if row.metric == "main" and row.language == MEAN:
+        if row.metric == MAIN and row.language == MEAN:
             collections.setdefault(row.protocol, []).append(row)
-    return [
-        Result(
-            task=name,
-            protocol=f"{len(rows)}-tasks",
-            language=MEAN,
-            metric="mean_of_tasks",
-            value=sum(row.value for row in rows) / len(rows),
-            num_samples=sum(row.num_samples for row in rows),
-            num_candidates=round(sum(row.num_candidates for row in rows) / len(rows)),
-        )
-        for name, rows in collections.items()
-    ]
+    means = []
+    for name, rows in collections.items():
+        value = sum(row.value for row in rows) / len(rows)
+        num_samples, num_candidates = sum(row.num_samples for row in rows), round(sum(row.num_candidates for row in rows) / len(rows))
+        known = {row.task: own for row in rows if (own := replicates_of_main.get(row.task)) is not None}
+        low, high = interval(mean_of_tasks(known) if len(known) == len(rows) else None)
+        means.append(Result(name, tasks_protocol(len(rows)), MEAN, MEAN_OF_TASKS, value, num_samples, num_candidates, low, high))
+    return means
+
+
+def tasks_protocol(num_tasks: int) -> str:
+    """ "26-tasks"."""
+    return f"{num_tasks}-tasks"

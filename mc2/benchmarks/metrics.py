@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+Weights = NDArray[np.float64]  # (N,) how often each sample counts
+
 SCORES_AT_ONCE = 2**23  # numbers of one block of the similarity matrix: 32 MiB in fp32, whatever Q and K are
 ROWS_AT_ONCE = 1024  # images of one block where the other side is small
 
@@ -97,22 +99,30 @@ def option_cosines(image_ND: Tensor, text_TD: Tensor, index_NO: Tensor) -> Tenso
     )
 
 
-def roc_auc(score_N: NDArray[np.floating[Any]], positive_N: NDArray[np.bool_]) -> float:
+def roc_auc(score_N: NDArray[np.floating[Any]], positive_N: NDArray[np.bool_], weight_N: Weights | None = None) -> float:
     """Area under the ROC curve: the chance that a positive is above a negative, ties counted half. NaN without a positive or without a negative."""
-    num_positive = int(positive_N.sum())
-    num_negative = len(positive_N) - num_positive
-    _, rank, count = np.unique(score_N, return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2  # ranks from 1, the same for equal scores
-    above = middle[rank][positive_N].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative)) if num_positive and num_negative else float("nan")
+    weight_N = np.ones(len(score_N)) if weight_N is None else weight_N
+    place_N = np.unique(score_N, return_inverse=True)[1]
+    positive_U, negative_U = (np.bincount(place_N, weight_N * part) for part in (positive_N, ~positive_N))  # U different scores, rising
+    below_U = np.cumsum(negative_U) - negative_U / 2
+    num_pairs = positive_U.sum() * negative_U.sum()
+    return float(positive_U @ below_U / num_pairs) if num_pairs else math.nan
 
 
-def f1_macro(guess_N: NDArray[np.int64], label_N: NDArray[np.int64]) -> float:
-    """Mean over the classes that occur as a label of the harmonic mean of precision and recall; a class that is never guessed right has 0."""
-    classes = np.unique(label_N)
-    right = np.array([np.sum((guess_N == c) & (label_N == c)) for c in classes])
-    total = np.array([np.sum(guess_N == c) + np.sum(label_N == c) for c in classes])
-    return float(np.mean(2 * right / total))
+def f1_macro(guess_N: NDArray[np.int64], label_N: NDArray[np.int64], weight_N: Weights | None = None) -> float:
+    """Mean over the classes that occur as a label of the harmonic mean of precision and recall; a class that is never guessed right has 0. NaN for no sample."""
+    weight_N = np.ones(len(label_N)) if weight_N is None else weight_N
+    num_classes = 1 + int(max(guess_N.max(), label_N.max()))
+    right_C = np.bincount(label_N, weight_N * (guess_N == label_N), num_classes)
+    guessed_C, labelled_C = (np.bincount(part, weight_N, num_classes) for part in (guess_N, label_N))
+    occurs_C = labelled_C > 0
+    return float(np.mean(2 * right_C[occurs_C] / (guessed_C + labelled_C)[occurs_C])) if occurs_C.any() else math.nan
+
+
+def worst_group(outcome_N: NDArray[np.floating[Any]], group_N: NDArray[np.int64], weight_N: Weights | None = None) -> float:
+    """The lowest of the means within groups, which are numbered from 0; NaN for no sample."""
+    total_G, size_G = np.bincount(group_N, outcome_N if weight_N is None else weight_N * outcome_N), np.bincount(group_N, weight_N)
+    return float((total_G[size_G > 0] / size_G[size_G > 0]).min()) if size_G.any() else math.nan
 
 
 def alignment(image_ND: Tensor, text_ND: Tensor, exponent: float = 2.0) -> Tensor:
@@ -123,12 +133,20 @@ def alignment(image_ND: Tensor, text_ND: Tensor, exponent: float = 2.0) -> Tenso
 
 def uniformity(embedding_ND: Tensor, scale: float = 2.0) -> float:
     """Logarithm of the mean over all pairs i < j of exp(-scale * |x_i - x_j|^2) (Wang and Isola, equation 3); lower is better. NaN for less than two."""
-    unit_ND, num = normalize(embedding_ND, dim=1).double(), len(embedding_ND)
-    total = 0.0
-    for start in range(0, num, ROWS_AT_ONCE):
-        cosine_BN = unit_ND[start : start + ROWS_AT_ONCE] @ unit_ND.T
-        total += float(torch.exp(-scale * (2 - 2 * cosine_BN).clamp(min=0)).sum())
-    return math.log((total - num) / (num * (num - 1))) if num > 1 else math.nan
+    return float(uniformities(embedding_ND, embedding_ND.new_ones(len(embedding_ND), 1, dtype=torch.float64), scale)[0])
+
+
+def uniformities(embedding_ND: Tensor, weight_NR: Tensor, scale: float = 2.0) -> Tensor:
+    """Uniformity (R,) of samples that count so many times each; a sample makes no pair with its own copies. Computed in the type of the weights."""
+    unit_ND = normalize(embedding_ND, dim=1).double()
+    total_R = torch.zeros(weight_NR.shape[1], dtype=torch.float64, device=unit_ND.device)
+    for start in range(0, len(unit_ND), ROWS_AT_ONCE):
+        rows_BN = torch.exp(-scale * (2 - 2 * unit_ND[start : start + ROWS_AT_ONCE] @ unit_ND.T).clamp(min=0)).to(weight_NR.dtype)
+        rows_BN.diagonal(start).zero_()
+        total_R += (weight_NR[start : start + ROWS_AT_ONCE] * (rows_BN @ weight_NR)).double().sum(dim=0)
+    weight_NR = weight_NR.double()
+    num_pairs_R = weight_NR.sum(dim=0) ** 2 - (weight_NR**2).sum(dim=0)
+    return torch.log(total_R / num_pairs_R)  # NaN without a pair: 0 / 0
 
 
 def ridge_weights(x_ND: Tensor, label_N: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The files of one evaluation, in one folder.
 
 results.parquet, results.csv, results.md    the tidy table (RESULTS_SCHEMA); as Markdown, languages x tasks
-outcomes.parquet                            what each sample said (OUTCOMES_SCHEMA), which `mc2 compare` draws from
+outcomes.parquet                            what each sample said (OUTCOMES_SCHEMA), which `mc2 compare` draws from; of what is no mean of samples its replicates
 predictions.parquet                         the best answers for each image, if they were asked for
 """
 
@@ -35,6 +35,7 @@ OUTCOMES_SCHEMA = pa.schema(
         ("outcomes", pa.list_(pa.float32())),
         ("strata", pa.list_(pa.int32())),
         ("clusters", pa.list_(pa.int32())),
+        ("replicates", pa.list_(pa.float32())),
     ]
 )
 
@@ -85,6 +86,7 @@ def write_outcomes(path: Path, kept: Sequence[Kept]) -> None:
             "outcomes": row.score.outcomes,
             "strata": row.score.strata,
             "clusters": row.score.clusters,
+            "replicates": row.score.replicates,
         }
         for row in kept
     ]
@@ -101,15 +103,14 @@ def read_outcomes(path: Path) -> list[Kept]:
     except pa.ArrowException as error:
         raise ValueError(f"{path}: no file of outcomes ({str(error).splitlines()[0]}); run `mc2 test` again") from error
     if table.schema != OUTCOMES_SCHEMA:
-        raise ValueError(f"{path}: found columns {', '.join(table.column_names)}; need {', '.join(OUTCOMES_SCHEMA.names)}")
-    arrays = {name: table[name] for name in ("outcomes", "strata", "clusters")}
+        raise ValueError(f"{path}: found columns {', '.join(table.column_names)}; need {', '.join(OUTCOMES_SCHEMA.names)}; evaluate again")
+    arrays = {name: table[name] for name in ("outcomes", "strata", "clusters", "replicates")}
     rows = table.drop_columns(list(arrays)).to_pylist()
     kept = []
     for index, row in enumerate(rows):
         values = {name: column[index].values for name, column in arrays.items()}
         numbers = {name: None if value is None else value.to_numpy(zero_copy_only=False) for name, value in values.items()}
-        outcomes, strata, clusters = numbers["outcomes"], numbers["strata"], numbers["clusters"]
-        num_samples = 0 if outcomes is None else len(outcomes)
-        score = Score(row["protocol"], row["metric"], row["value"], num_samples, row["num_candidates"], outcomes, strata, clusters)
+        num_samples = 0 if numbers["outcomes"] is None else len(numbers["outcomes"])
+        score = Score(row["protocol"], row["metric"], row["value"], num_samples, row["num_candidates"], **numbers)
         kept.append(Kept(row["task"], row["language"], row["samples"], row["groups"], score))
     return kept

@@ -18,6 +18,8 @@ from mc2 import storage
 
 MEAN = "mean"  # stands in the language column: unweighted mean over all languages of the task
 GROUP_MEAN = "mean:"  # + name of the group
+MAIN = "main"  # the metric of a data set that enters the mean of its collection
+MEAN_OF_TASKS = "mean_of_tasks"  # the metric of that mean
 
 RESULTS_SCHEMA = pa.schema(
     [
@@ -39,10 +41,11 @@ COLUMNS = tuple(RESULTS_SCHEMA.names)
 class Score:
     """One number of one language: `value` of `num_samples` samples, each judged among `num_candidates` classes or candidates.
 
-    outcomes: (num_samples,) one number a sample, in an order that does not depend on the model; None: no mean of samples, so without an interval.
+    outcomes: (num_samples,) one number a sample, in an order that does not depend on the model; None: no mean of samples.
     strata: (num_samples,) the value is the mean over strata of the means in them (mean per class); None: the plain mean of the outcomes.
     clusters: (num_samples,) samples with the same number are drawn together in the bootstrap, in all languages of the task: the index of the image, say, whose
     captions are samples. None: the index of the sample, as where every image is one sample.
+    replicates: (R,) for what is no mean of samples (ROC-AUC, uniformity): its values in the bootstrap's draws, in the place of outcomes.
     """
 
     protocol: str
@@ -53,6 +56,7 @@ class Score:
     outcomes: NDArray[np.float32] | None = field(default=None, compare=False)
     strata: NDArray[np.int64] | None = field(default=None, compare=False)
     clusters: NDArray[np.int64] | None = field(default=None, compare=False)
+    replicates: NDArray[np.float64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

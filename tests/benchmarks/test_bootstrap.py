@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
-from mc2.benchmarks.bootstrap import copies, false_discovery_rates, interval, p_value, replicates
+from mc2.benchmarks import metrics
+from mc2.benchmarks.bootstrap import BLOCK, all_copies, copies, false_discovery_rates, interval, p_value, replicates
 from mc2.benchmarks.compare import compare, write_changes
-from mc2.benchmarks.means import Drawn, task_results
+from mc2.benchmarks.means import Drawn, collection_rows, task_results
 from mc2.benchmarks.result_files import Kept, read_outcomes, write_files
-from mc2.benchmarks.results import Score
+from mc2.benchmarks.results import MEAN, Result, Score
+from mc2.benchmarks.tasks.scores import classification_scores, statistic_score
 from mc2.cli import main
 
 RNG = np.random.default_rng(1)
@@ -60,6 +66,64 @@ def test_strata_are_means_within_the_draw() -> None:
             if sum(weights):
                 means.append(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
         assert found[replicate] == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+def drawn_again(replicate: int, num_samples: int) -> NDArray[np.int64]:
+    """The samples of a replicate, each as often as it was drawn."""
+    return np.repeat(np.arange(num_samples), copies(1024, replicate // BLOCK)[:num_samples, replicate % BLOCK])
+
+
+def test_a_statistic_is_computed_from_the_samples_that_were_drawn() -> None:
+    """ROC-AUC and macro F1 by scikit-learn, the worst group by a loop, each on the samples of the replicate."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    image, classes, label = torch.randn(90, 4), torch.randn(3, 4), RNG.integers(0, 3, 90)
+    group = np.array(["", "north", "south", "east"])[RNG.integers(0, 4, 90)]
+    pairs = np.stack([np.arange(90), label], axis=1)
+    wanted = ("f1_macro", "worst_group_top1")
+    found = classification_scores("p", image, classes, pairs, np.arange(90), wanted, {"region": group})
+    f1, worst = (score for score in found if score.metric in ("f1_macro", "worst_group_top1[region]"))
+    two = classification_scores("p", image, classes[:2], np.minimum(pairs, [90, 1]), np.arange(90), ("roc_auc",), {})[0]
+    cosine = normalize(image, dim=1) @ normalize(classes, dim=1).T
+    guess, margin = cosine.argmax(dim=1).numpy(), (cosine[:, 1] - cosine[:, 0]).numpy()
+    for replicate in (0, 1, 249, 250, 999):
+        again = drawn_again(replicate, 90)
+        truth = np.minimum(label[again], 1)
+        need = sklearn.f1_score(label[again], guess[again], average="macro", labels=np.unique(label[again]), zero_division=0.0)
+        shares = [np.mean([guess[i] == label[i] for i in again if group[i] == name]) for name in ("north", "south", "east")]
+        for score, value in ((f1, need), (worst, min(shares)), (two, sklearn.roc_auc_score(truth, margin[again]))):
+            assert score.replicates is not None
+            assert score.replicates[replicate] == pytest.approx(value, rel=1e-6)
+
+
+def test_uniformity_is_drawn_over_pairs_of_different_samples() -> None:
+    x = normalize(torch.randn(12, 4), dim=1).double().numpy()
+    found = metrics.uniformities(torch.from_numpy(x), torch.from_numpy(all_copies(12)).float()).numpy()
+    for replicate in (0, 3, 700):
+        again = drawn_again(replicate, 12)
+        terms = [np.exp(-2 * np.sum((x[i] - x[j]) ** 2)) for i in again for j in again if i != j]
+        assert found[replicate] == pytest.approx(np.log(np.mean(terms)), rel=1e-5)
+
+
+def test_data_sets_of_a_collection_share_no_luck() -> None:
+    """The interval of the mean over three data sets against drawing from each of them on its own, sample by sample."""
+    outcomes = {task: RNG.random(number) < share for task, number, share in (("a", 300, 0.3), ("b", 60, 0.6), ("c", 300, 0.3))}
+    outcomes["c"] = outcomes["a"]  # in the same order even: other images, as far as anybody knows
+    rows = [Result(task, "slip26", MEAN, "main", float(own.mean()), len(own), 2) for task, own in outcomes.items()]
+    found = collection_rows(rows, {task: replicates(score(own)) for task, own in outcomes.items()})[0]
+    draws = [np.mean([RNG.choice(own, len(own)).mean() for own in outcomes.values()]) for _ in range(4000)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    assert (found.task, found.protocol, found.metric, found.num_samples) == ("slip26", "3-tasks", "mean_of_tasks", 660)
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.1 * (high - low)), pytest.approx(high, abs=0.1 * (high - low)))
+    assert collection_rows(rows, {"a": None})[0].low is None  # what was published has no samples
+
+
+def test_a_language_that_is_not_drawn_does_not_empty_the_interval_of_the_mean() -> None:
+    """With one image a language is missing in every third draw, and one of twenty nearly always."""
+    right = {f"x{index}": [Drawn.of(score([index % 2], clusters=np.array([index])))] for index in range(20)}
+    row = task_results("t", right, {})[0]
+    assert row.low is not None
+    assert row.high is not None
+    assert row.low < row.value == 0.5 < row.high
 
 
 def test_copies_are_poisson_and_more_clusters_only_add_rows() -> None:
@@ -127,6 +191,35 @@ def test_a_real_change_is_significant_and_luck_is_not(tmp_path: Path, capsys: py
     assert "3 languages: 1 higher, 0 lower, 2 not told apart" in " ".join(output.split())
     assert "sw Swahili" in output
     assert "de German" not in output
+
+
+def test_what_is_no_mean_of_samples_is_compared_by_its_draws(tmp_path: Path) -> None:
+    """ROC-AUC of two data sets and their mean: one was improved, the other is the same."""
+    positive = RNG.random(400) < 0.5
+    noise = RNG.normal(size=400)
+
+    def evaluated(folder: Path, gain: float) -> Path:
+        kept, rows, mains = [], [], {}
+        for task, own in (("first", gain), ("second", 0.3)):
+            auc = partial(metrics.roc_auc, noise + own * positive, positive)
+            drawn = Drawn.of(statistic_score("slip26", "main", auc, np.arange(400), 2))
+            kept.append(Kept(task, "en", "same", [MEAN], drawn.score))
+            rows += task_results(task, {"en": [drawn]}, {})
+            mains[task] = drawn.replicates
+        write_files(folder, rows + collection_rows(rows, mains), kept)
+        return folder
+
+    before, after = evaluated(tmp_path / "a", 0.3), evaluated(tmp_path / "b", 1.3)
+    rows = {(row.task, row.language): row for row in compare(before, after).changes}
+    assert rows["first", "en"].is_significant
+    assert (rows["second", "en"].change, rows["second", "en"].p_value) == (0.0, 1.0)
+    mean = rows["slip26", MEAN]
+    assert mean.is_significant
+    assert mean.change == pytest.approx(rows["first", "en"].change / 2)
+    low, high = rows["first", "en"].low, rows["first", "en"].high
+    assert low is not None
+    assert high is not None
+    assert (mean.low, mean.high) == (pytest.approx(low / 2, abs=1e-4), pytest.approx(high / 2, abs=1e-4))
 
 
 def test_a_mean_over_other_languages_is_not_compared(tmp_path: Path) -> None:

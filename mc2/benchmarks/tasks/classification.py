@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mc2.benchmarks import metrics
-from mc2.benchmarks.results import Score
+from mc2.benchmarks.results import MAIN, Score
 from mc2.benchmarks.tasks.class_texts import ClassTexts, IntArray, part_of_labels
 from mc2.benchmarks.tasks.scores import Metric, classification_scores
 from mc2.benchmarks.tasks.task import ImageSet, Task, predictions_table
@@ -78,7 +78,7 @@ class Classification(Task):
             for protocol, class_CD in zip(texts.pairs, torch.split(text_CD, len(texts.classes)), strict=True)
             for score in classification_scores(protocol + self.suffix, scored_ND, class_CD, pairs, images, self.wanted, self.image_groups)
         ]
-        return [replace(scores[0], protocol=self.collection, metric="main"), *scores] if self.collection and not self.suffix else scores
+        return [replace(scores[0], protocol=self.collection, metric=MAIN), *scores] if self.collection and not self.suffix else scores
 
     def predictions(self, language: str, image_ND: Tensor, text_CD: Tensor, num_names: int) -> pa.Table:
         """Answers of the first protocol; a class answers with the first of its synonyms, the score is the cosine."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mc2 import storage
 from mc2.benchmarks import metrics
+from mc2.benchmarks.bootstrap import all_copies
 from mc2.benchmarks.results import Score
 from mc2.benchmarks.tasks.image_sets import Member, TarImages, image_member, read_index
 from mc2.benchmarks.tasks.reading import need
@@ -64,11 +65,13 @@ class HeldOutPairs(Task):
         text_ND = text_CD[torch.tensor([row[caption] for caption in self.captions], device=text_CD.device)]
         protocol = "held-out" + self.suffix
         distance = metrics.alignment(image_ND, text_ND).cpu().numpy().astype(np.float32)
-        return [
-            mean_score(protocol, "alignment", distance, 1),
-            Score(protocol, "uniformity_image", metrics.uniformity(image_ND), len(image_ND), len(image_ND)),
-            Score(protocol, "uniformity_text", metrics.uniformity(text_ND), len(text_ND), len(text_ND)),
-        ]
+        copies_NR = torch.from_numpy(all_copies(len(image_ND))).to(image_ND.device, torch.float32)
+        scores = [mean_score(protocol, "alignment", distance, 1)]
+        for metric, embedding_ND in (("uniformity_image", image_ND), ("uniformity_text", text_ND)):
+            drawn = metrics.uniformities(embedding_ND, copies_NR).cpu().numpy()
+            value, number = metrics.uniformity(embedding_ND), len(embedding_ND)
+            scores.append(Score(protocol, metric, value, number, number, replicates=drawn))
+        return scores
 
     def predictions(self, language: str, image_ND: Tensor, text_CD: Tensor, num_names: int) -> pa.Table:  # noqa: ARG002
         """None: nothing is guessed."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mc2.benchmarks import metrics
-from mc2.benchmarks.results import Score
+from mc2.benchmarks.bootstrap import mean_of, replicates
+from mc2.benchmarks.results import MAIN, Score
 from mc2.benchmarks.tasks.scores import IntArray, retrieval_scores
 from mc2.benchmarks.tasks.task import ImageSet, Task, predictions_table
 
@@ -74,8 +75,10 @@ class Retrieval(Task):
             captions, owner = self._captions(language, most)
             scores += retrieval_scores(protocol + self.suffix, image_ND, self._embedded(language, text_CD, captions), owner)
         if self.collection and not self.suffix:
-            both = [score.value for score in scores if score.metric in ("t2i_r1", "i2t_r1")][:2]
-            scores.append(Score(self.collection, "main", sum(both) / 2, len(image_ND), len(image_ND)))
+            both = [score for score in scores if score.metric in ("t2i_r1", "i2t_r1")][:2]
+            drawn = mean_of([own for score in both if (own := replicates(score)) is not None])
+            value = sum(score.value for score in both) / 2
+            scores.append(Score(self.collection, MAIN, value, len(image_ND), len(image_ND), replicates=drawn))
         return scores
 
     def predictions(self, language: str, image_ND: Tensor, text_CD: Tensor, num_names: int) -> pa.Table:

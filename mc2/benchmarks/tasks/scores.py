@@ -5,7 +5,8 @@ Shapes: N images, C classes, K captions, Q queries, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mc2.benchmarks import metrics
+from mc2.benchmarks.bootstrap import replicates_of
 from mc2.benchmarks.results import Score
 
 IntArray = NDArray[np.int64]
@@ -38,6 +40,14 @@ def mean_score(
     outcome = outcomes.astype(np.float32)
     value = stratum_means(outcome, strata).mean() if strata is not None else outcome.mean(dtype=np.float64)
     return Score(protocol, metric, float(value), len(outcome), num_candidates, outcome, strata, clusters)
+
+
+def statistic_score(
+    protocol: str, metric: str, statistic: Callable[[NDArray[np.float64]], float], clusters: IntArray, num_candidates: int
+) -> Score:
+    """A number that is no mean of samples, as a function of how often each of them counts."""
+    value = statistic(np.ones(len(clusters)))
+    return Score(protocol, metric, value, len(clusters), num_candidates, replicates=replicates_of(statistic, clusters))
 
 
 def stratum_means(outcomes: FloatArray, strata: IntArray) -> NDArray[np.float64]:
@@ -95,15 +105,18 @@ def classification_scores(
             scores.append(mean_score(protocol, metric, outcome["top1"], num_classes, images, strata=label))
         elif metric == "f1_macro":
             guess = metrics.top_classes(image_ND, class_CD, 1)[1][:, 0].cpu().numpy()
-            scores.append(Score(protocol, metric, metrics.f1_macro(guess, label), len(images), num_classes))
+            scores.append(statistic_score(protocol, metric, partial(metrics.f1_macro, guess, label), images, num_classes))
         elif metric == "roc_auc":
             cosine_NC = metrics.cosines(image_ND, class_CD).cpu().numpy()
-            scores.append(Score(protocol, metric, metrics.roc_auc(cosine_NC[:, 1] - cosine_NC[:, 0], label == 1), len(images), num_classes))
+            auc = partial(metrics.roc_auc, cosine_NC[:, 1] - cosine_NC[:, 0], label == 1)
+            scores.append(statistic_score(protocol, metric, auc, images, num_classes))
         else:
             top = metric.removeprefix("worst_group_")
             for kind, group in kinds.items():
-                worst = min(float(outcome[top][group == name].mean()) for name in sorted(set(group) - {""}))
-                scores.append(Score(protocol, f"{metric}[{kind}]", worst, int((group != "").sum()), num_classes))
+                part = group != ""
+                number = np.unique(group[part].astype(str), return_inverse=True)[1]
+                worst = partial(metrics.worst_group, outcome[top][part], number)
+                scores.append(statistic_score(protocol, f"{metric}[{kind}]", worst, images[part], num_classes))
     for kind, group in kinds.items():
         for name in sorted(set(group) - {""}):
             part = group == name
