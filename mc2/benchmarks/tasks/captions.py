@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from mc2 import languages
 from mc2.benchmarks.tasks.image_sets import ImageFiles
@@ -23,10 +23,6 @@ XM3600_SOURCE = (
 )
 XTD10_SOURCE = (
     "XTD10/, MIC/ and STAIR/ come from https://github.com/adobe-research/Cross-lingual-Test-Dataset-XTD10, the images from MSCOCO 2014"
-)
-XTD200_SOURCE = "<flores code>.txt and test_image_names.txt come from https://github.com/visheratin/nllb-clip (data/xtd200), the images from MSCOCO 2014"
-FLICKR_SOURCE = (
-    "<flores code>.txt and filenames.txt come from https://github.com/visheratin/nllb-clip (data/flickr30k-200), the images from Flickr30k"
 )
 
 
@@ -105,41 +101,44 @@ class XTD10(Retrieval):
         super().__init__(name, ImageFiles(Path(images or root / "images"), names, XTD10_SOURCE), captions, {"retrieval": None})
 
 
+class FloresCaptions(Retrieval):
+    """1,000 images with one machine-translated caption in each of 201 languages, a file for each. The paper's numbers are very probably R@5."""
+
+    default_name: ClassVar[str]
+    image_names: ClassVar[str]  # the file that has an image a line
+    source: ClassVar[str]
+
+    def __init__(self, folder: str, images: str | None = None, name: str | None = None) -> None:
+        """
+        Args:
+            folder: with the file of image names (test_image_names.txt for XTD200, filenames.txt for Flickr30k200) and <flores code>.txt for 201 languages.
+            images: the folder of the images; null: `folder`/images.
+            name: null: "xtd200", "flickr30k_200".
+        """
+        root = Path(folder)
+        names = read_lines(root / self.image_names, self.source)
+        found = sorted(path.stem for path in need(root, self.source).glob("???_????.txt"))
+        if len(found) != NUM_FLORES:
+            raise ValueError(f"{root}: found {len(found)} files <flores code>.txt, need {NUM_FLORES}; {self.source}")
+        codes = languages.distinct(found)
+        captions = read_captions({codes[key]: root / f"{key}.txt" for key in found}, len(names), self.source)
+        files = ImageFiles(Path(images or root / "images"), names, self.source)
+        super().__init__(name or self.default_name, files, captions, {"retrieval": None})
+
+
 @final
-class XTD200(Retrieval):
+class XTD200(FloresCaptions):
     """The 1,000 images of XTD-10 with one machine-translated caption in each of 201 languages. The paper's numbers are very probably R@5."""
 
-    def __init__(self, folder: str, images: str | None = None, name: str = "xtd200") -> None:
-        """
-        Args:
-            folder: with test_image_names.txt and <flores code>.txt for 201 languages.
-            images: the folder of the images; null: `folder`/images.
-        """
-        root = Path(folder)
-        names, captions = flores_captions(root, "test_image_names.txt", XTD200_SOURCE)
-        super().__init__(name, ImageFiles(Path(images or root / "images"), names, XTD200_SOURCE), captions, {"retrieval": None})
+    default_name = "xtd200"
+    image_names = "test_image_names.txt"
+    source = "<flores code>.txt and test_image_names.txt come from https://github.com/visheratin/nllb-clip (data/xtd200), the images from MSCOCO 2014"
 
 
 @final
-class Flickr30k200(Retrieval):
+class Flickr30k200(FloresCaptions):
     """1,000 images of Flickr30k with one machine-translated caption in each of 201 languages. The paper's numbers are very probably R@5."""
 
-    def __init__(self, folder: str, images: str | None = None, name: str = "flickr30k_200") -> None:
-        """
-        Args:
-            folder: with filenames.txt and <flores code>.txt for 201 languages.
-            images: the folder of the images; null: `folder`/images.
-        """
-        root = Path(folder)
-        names, captions = flores_captions(root, "filenames.txt", FLICKR_SOURCE)
-        super().__init__(name, ImageFiles(Path(images or root / "images"), names, FLICKR_SOURCE), captions, {"retrieval": None})
-
-
-def flores_captions(folder: Path, image_names: str, source: str) -> tuple[Sequence[str], dict[str, list[list[str]]]]:
-    """(names of the images, language -> captions) of a folder with a file for each of 201 FLORES languages. Errors: ValueError for another number of them."""
-    names = read_lines(folder / image_names, source)
-    found = sorted(path.stem for path in need(folder, source).glob("???_????.txt"))
-    if len(found) != NUM_FLORES:
-        raise ValueError(f"{folder}: found {len(found)} files <flores code>.txt, need {NUM_FLORES}; {source}")
-    codes = languages.distinct(found)
-    return names, read_captions({codes[key]: folder / f"{key}.txt" for key in found}, len(names), source)
+    default_name = "flickr30k_200"
+    image_names = "filenames.txt"
+    source = "<flores code>.txt and filenames.txt come from https://github.com/visheratin/nllb-clip (data/flickr30k-200), the images from Flickr30k"

@@ -158,14 +158,25 @@ def checked_object(path: Path, value: Any) -> Mapping[str, Any]:
 def babel_codes(keys: Sequence[str]) -> dict[str, str]:
     """Babel-ImageNet's code (upper-case, in the style of Wikipedia: ZH_CLASSICAL) -> canonical code; no two the same.
 
-    What is no language of its own keeps the rest of its code as private use: "be-x-old", "en-x-simple".
+    Of two codes with one canonical code ("KU" and "KMR") that one has it which says it, the other keeps its own. What is no language of its own keeps the
+    rest of its code as private use: "be-x-old", "en-x-simple". Errors: ValueError for what is no language.
     """
+    first = {key: first_choice(key) for key in keys}
     codes: dict[str, str] = {}
-    for key in sorted(keys, key=lambda key: ("_" in key, key)):  # the plain codes have the first choice
-        wikipedia = key.lower().replace("_", "-")
-        head, _, rest = ("en-" + wikipedia if wikipedia == "simple" else wikipedia).partition("-")
-        code = languages.WIKIPEDIA_LANGUAGES.get(wikipedia) or (languages.canonical(head) if not rest else None)
-        if code is None or code in codes.values():
-            code = f"{head}-x-{(rest or wikipedia).removeprefix('x-')[:8]}"
-        codes[key] = code
+    for key in sorted(keys, key=lambda key: (first[key] != key.lower(), key)):  # who says it comes first
+        codes[key] = first[key] if first[key] not in codes.values() else wikipedia_code(key)
     return {key: codes[key] for key in keys}
+
+
+def wikipedia_code(key: str) -> str:
+    """ "be-x-old" for "BE_X_OLD"."""
+    return key.lower().replace("_", "-")
+
+
+def first_choice(key: str) -> str:
+    """The canonical code of one of Babel-ImageNet's codes, taken alone."""
+    code = wikipedia_code(key)
+    if code in languages.WIKIPEDIA_LANGUAGES:
+        return languages.WIKIPEDIA_LANGUAGES[code]
+    head, _, rest = ("en-" + code if code == "simple" else code).partition("-")
+    return f"{head}-x-{rest.removeprefix('x-')[:8]}" if rest else languages.canonical(head)
