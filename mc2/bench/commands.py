@@ -305,6 +305,7 @@ def evaluate(
     batch: int = 32,
     repeats: int = 1,
     processes: int = 2,
+    retrieval: int = 0,
     json: Path | None = None,
 ) -> None:
     """Seconds of a zero-shot evaluation in many languages on the CPU, clip-benchmark's loop over languages beside ours (needs `pip install clip-benchmark`).
@@ -318,13 +319,15 @@ def evaluate(
         batch: Images of one forward.
         repeats: Both sides run so often in turn; the best time counts.
         processes: Also measured in so many processes of one thread, against one; 1: not.
+        retrieval: Also measure the memory of retrieval in so many languages, with random features, at the size of XM3600 (it has 36); 0: not.
         json: File to write the figures to.
     """
     from mc2 import storage
     from mc2.bench.clocks import circumstances
 
     try:
-        from mc2.bench.evaluate_speed import Setting, measure, print_table
+        from mc2.bench import retrieval_memory
+        from mc2.bench.evaluate_speed import Setting, language_codes, measure, print_table
     except ModuleNotFoundError as error:
         raise ValueError(f"bench evaluate: the package {error.name} is not installed; run `pip install clip-benchmark`") from error
     from mc2.interchange.convert import named_towers
@@ -335,6 +338,8 @@ def evaluate(
         json.parent.mkdir(parents=True, exist_ok=True)  # an error now, not after the measurement
     with tempfile.TemporaryDirectory(prefix="mc2-bench-") as folder:
         figures = measure(setting, Path(folder))
+    if retrieval:
+        figures["retrieval"] = retrieval_memory.measure(language_codes(retrieval), setting.towers.embed_dim)
     print_table(setting, figures)
     if json is not None:
         sample = {"languages": languages, "images": images, "classes": classes, "prompts": prompts, "size": size, "batch": batch}

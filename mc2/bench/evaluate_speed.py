@@ -231,3 +231,9 @@ def print_table(setting: Setting, figures: dict[str, Any]) -> None:
     rich.print(f"mc2 is {figures['ratio']:.2f} x as fast as clip-benchmark's loop over languages; both find the same accuracies.")
     if "processes" in figures:
         rich.print(f"{setting.processes} processes of one thread are {figures['processes']['ratio']:.2f} x as fast as one.")
+    if "retrieval" in figures:
+        row = figures["retrieval"]
+        rich.print(
+            f"Retrieval in {len(row['codes'])} languages, {row['images']} images x {row['captions']} captions: "
+            f"{row['extra_bytes'] / 1e9:.2f} GB above the model, {row['seconds']:.1f} s with random features in the place of the model's."
+        )

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import rich
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from mc2.bench.clocks import memory_bytes, peak_bytes
+from mc2.bench.clocks import extra_peak_bytes
 from mc2.model.loss import ContrastiveLoss
 from mc2.model.ranks import Gathered, SumOfOwnRows
 
@@ -144,16 +143,7 @@ def extra_bytes(side: str, setting: Setting) -> int:
         step(given)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    forget = Path("/proc/self/clear_refs")
-    if forget.exists():
-        forget.write_text("5")  # the peak begins anew: proc(5)
-        before = sum(memory_bytes().values())
-        step(given)
-        rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-        return 1024 * int(rows["VmHWM"].split()[0]) - before
-    before = peak_bytes()
-    step(given)
-    return peak_bytes() - before
+    return extra_peak_bytes(lambda: step(given))
 
 
 def extra_bytes_in_a_fresh_process(side: str, setting: Setting) -> int:
