@@ -39,6 +39,7 @@ WITH_TORCH = {
     "mc2.bench.evaluate_speed",
     "mc2.bench.loader_speed",
     "mc2.bench.loss_speed",
+    "mc2.bench.retrieval_memory",
     "mc2.bench.step_speed",
     "mc2.bench.telemetry_cost",
 }  # what a torch-free part imports in a function, when its measurement was chosen
