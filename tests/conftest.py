@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -9,11 +10,26 @@ import pytest
 from mc2.quickstart import drawings, pool, tasks
 from mc2.quickstart.run import Quickstart
 
-STEPS = 52  # the warm-up of the experiment has 50
+STEPS = 8
+SMALLER = {"batch_size: 256": "batch_size: 32", "warmup_steps: 50": "warmup_steps: 4"}
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, and in the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job begins without it, and tests of Ctrl-C would wait for ever
+
+
+class SmallerBatches(Quickstart):
+    """The real stages and the real experiment, in seconds."""
+
+    def experiment(self) -> str:
+        text = super().experiment()
+        for setting, smaller in SMALLER.items():
+            assert setting in text
+            text = text.replace(setting, smaller)
+        return text
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +42,11 @@ def few_drawings() -> list[drawings.Drawing]:
 
 @pytest.fixture(scope="session")
 def quickstart_run(few_drawings: list[drawings.Drawing], tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
-    """A finished run of the real stages and the real experiment."""
+    """A finished run."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (pool, tasks):
             patch.setattr(module, "load_drawings", lambda: few_drawings)
-        quickstart = Quickstart(
+        quickstart = SmallerBatches(
             tmp_path_factory.mktemp("quickstart") / "run", vocab_size=1500, steps=STEPS, queries=["ein Fuchs", "<b>猫</b>"]
         )
         quickstart.run()

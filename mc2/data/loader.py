@@ -174,9 +174,7 @@ class Loader:
         self._batches, self._steps, self._num_workers, self._layout, self._pin_memory = batches, steps, num_workers, layout, pin_memory
         self.tally = Tally()
         self._iterator: Iterator[Delivery | str] | None = None
-        atexit.register(
-            _close, weakref.ref(self)
-        )  # workers ignore SIGTERM: a process that ends between two batches would wait for them for ever
+        atexit.register(_close, weakref.ref(self))  # workers ignore SIGTERM: a process that ends without this waits for them for ever
         check_layout(batches.mixture.plan, batches.share, num_workers)
 
     @property

@@ -148,7 +148,7 @@ class Quickstart:
 
     def fit(self) -> None:
         """Training and benchmarks: `mc2 fit` in a process of its own, as one would start it by hand; the model folder and results.csv."""
-        experiment = (storage.experiments() / EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
+        experiment = self.experiment()
         inputs: dict[str, object] = {"experiment": storage.fingerprint(experiment), "seed": self.seed, "steps": self.steps}
         inputs |= {name: self._fingerprint(name) for name in ("shards", "tokenizer", "benchmarks")}
         with storage.Stage(self.out / "train", "quickstart fit", inputs) as stage:
@@ -164,6 +164,10 @@ class Quickstart:
                     run_mc2("test", "--config", stage.folder / "config.yaml", "--ckpt_path", "last")
                 self._export()
                 stage.finish({})
+
+    def experiment(self) -> str:
+        """The YAML of the training, with the folders of this run."""
+        return (storage.experiments() / EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
 
     def _export(self) -> None:
         from mc2.interchange.commands import export

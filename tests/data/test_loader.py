@@ -112,7 +112,7 @@ loader = ShardDataModule({str(shards)!r}, {str(tokenizer_folder)!r}, batch_size=
 batches = iter(loader)
 print(len(next(batches).keys))
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 

@@ -46,7 +46,7 @@ def test_ctrl_c_cancels_the_tasks(tmp_path: Path) -> None:
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         engine(tmp_path / "logs", 1).map("sleep", Sleep(tmp_path / "pids"), ["a", "b"])
-    wait_until(lambda: not any(map(alive, written(tmp_path / "pids"))), 10)
+    wait_until(lambda: not any(map(alive, written(tmp_path / "pids"))))
 
 
 def test_a_requeued_task_goes_on_where_it_stopped(tmp_path: Path) -> None:
