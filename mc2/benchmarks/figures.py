@@ -16,22 +16,25 @@ PANEL = 54  # languages beside each other; more of them go on in a panel below
 
 
 def heat_map(results: Sequence[Result]) -> Figure:
-    """The first headline metric of each task in each language, percent. Grey: the task does not have the language."""
+    """The first headline metric of each task in each language, percent. Grey: the task does not have the language; a panel has the tasks of its languages."""
     columns = columns_of(results, compact=True)
+    title = dict(zip(columns, titles_of(columns), strict=True))
     value = {((row.task, row.protocol, row.metric), row.language): 100 * row.value for row in results}
     codes = languages_of(results)
-    panels = [codes[start : start + PANEL] for start in range(0, len(codes), PANEL)] or [[]]
-    figure = Figure(figsize=(14, len(panels) * (0.28 * len(columns) + 0.75) + 0.3), layout="constrained")
-    all_axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    parts = [codes[start : start + PANEL] for start in range(0, len(codes), PANEL)] or [[]]
+    panels = [(part, [column for column in columns if any((column, code) in value for code in part)] or columns) for part in parts]
+    heights = [0.28 * len(own) + 0.75 for _, own in panels]
+    figure = Figure(figsize=(14, sum(heights) + 0.3), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[len(own) for _, own in panels])[:, 0]
     image = None
-    for axes, part in zip(all_axes, panels, strict=True):
-        cells = np.full((len(columns), PANEL), np.nan)
-        cells[:, : len(part)] = [[value.get((column, code), np.nan) for code in part] for column in columns]
+    for axes, (part, own) in zip(all_axes, panels, strict=True):
+        cells = np.full((len(own), PANEL), np.nan)
+        cells[:, : len(part)] = [[value.get((column, code), np.nan) for code in part] for column in own]
         image = axes.imshow(cells, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         grey = np.ma.masked_where(~np.isnan(cells) | (np.arange(PANEL) >= len(part)), np.full(cells.shape, 0.85))
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(part)), part, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(columns)), titles_of(columns), fontsize=8)
+        axes.set_yticks(range(len(own)), [title[column] for column in own], fontsize=8)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         for row, column in zip(*np.nonzero(~np.isnan(cells)), strict=True):

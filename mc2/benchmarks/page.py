@@ -23,10 +23,13 @@ PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>mc2 benchmarks</title><meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 15px/1.5 system-ui, "Noto Sans", sans-serif; max-width: 1280px; margin: 2rem auto; padding: 0 1rem; color: #1c1c1e }
-h1 { font-size: 1.7rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd } img { max-width: 100% }
+h1 { font-size: 1.7rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd } 
+.figure { overflow-x: auto } .figure img { display: block; width: 100%; min-width: 900px }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th { padding: .15rem .7rem; text-align: right } th:first-child { text-align: left }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom } tr.mean { font-weight: 600; background: #f4f6fa } tbody th { font-weight: inherit }
-.scroll { overflow: auto; max-height: 42rem } .scroll thead th { position: sticky; top: 0; background: white }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom } tr { background: white } tr.mean { font-weight: 600; background: #f4f6fa }
+tbody th { font-weight: inherit; white-space: nowrap; position: sticky; left: 0; background: inherit }
+.scroll { overflow: auto; max-height: 42rem } .scroll thead th { position: sticky; top: 0; background: white; z-index: 1 }
+@media (max-width: 600px) { tbody th { white-space: normal; min-width: 8rem } td, th { padding: .15rem .4rem } }
 .big { display: flex; gap: 1rem; flex-wrap: wrap } .big div { background: #f4f6fa; border-radius: 8px; padding: .6rem 1.2rem } .big b { display: block; font-size: 1.6rem }
 .big small { color: #555 } summary { cursor: pointer; padding: .2rem 0 }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: .7rem; margin: .4rem 0 1rem }
@@ -37,7 +40,7 @@ thead th { border-bottom: 2px solid #888; vertical-align: bottom } tr.mean { fon
 </style></head><body>
 <h1>Benchmarks</h1>
 <div class="big">$numbers</div>
-<h2>Languages and tasks</h2><img alt="heat map of languages and tasks" src="$heat_map">
+<h2>Languages and tasks</h2><div class="figure"><img alt="heat map of languages and tasks" src="$heat_map"></div>
 <h2>Table</h2><p>Percent. Means are over languages, unweighted. Counts, candidates and intervals: results.csv.</p><div class="scroll">$table</div>
 <h2>Each task</h2><p>Bars with 95 % intervals (bootstrap over samples).$reference</p>$bars
 $confusions
@@ -57,7 +60,8 @@ def write_page(
     columns = columns_of(results, compact=True)
     drawn = bar_columns(results, reference)
     bars = [
-        f'<img alt="{html.escape(title)}" src="{data_url(png(language_bars(results, column, reference, reference_name)), "image/png")}">'
+        f'<div class="figure"><img alt="{html.escape(title)}" '
+        f'src="{data_url(png(language_bars(results, column, reference, reference_name)), "image/png")}"></div>'
         for column, title in zip(drawn, titles_of(drawn), strict=True)
     ]
     galleries = [
