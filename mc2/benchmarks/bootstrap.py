@@ -95,7 +95,8 @@ def mean_of(parts: Sequence[FloatArray]) -> FloatArray:
     known_PR = ~np.isnan(part_PR)
     count_R = known_PR.sum(axis=0)
     total_R = np.where(known_PR, part_PR, 0.0).sum(axis=0)
-    return np.divide(total_R, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
+    mean_R: FloatArray = np.divide(total_R, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
+    return mean_R
 
 
 def mean_of_tasks(by_task: Mapping[str, FloatArray]) -> FloatArray:

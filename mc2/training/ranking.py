@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mc2.benchmarks.callbacks import MultilingualBenchmark
-from mc2.training.checkpoints import step_of
+from mc2.training.checkpoints import checkpoint_folder, step_of
 from mc2.training.module import Ranking
 from mc2.training.watch import new_checkpoints, results_folder
 
@@ -95,6 +95,7 @@ class RankingTrainer(Trainer):
         def follow() -> None:
             self.strategy.connect(model or self.lightning_module)
             self.strategy.setup_environment()  # the ranks meet now: they wait for the first checkpoint together
+            rank_zero_only(print)(f"watch: looks for checkpoints in {checkpoint_folder(watch)} every {poll_seconds:g} s", flush=True)
             found = new_checkpoints(watch, poll_seconds, self.max_steps, self.global_rank, self.strategy.broadcast)
             with closing(found):
                 for held in found:

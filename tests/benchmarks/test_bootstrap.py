@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from mc2.benchmarks import metrics
-from mc2.benchmarks.bootstrap import BLOCK, all_copies, copies, false_discovery_rates, interval, p_value, replicates
+from mc2.benchmarks.bootstrap import BLOCK, FloatArray, all_copies, copies, false_discovery_rates, interval, p_value, replicates
 from mc2.benchmarks.compare import compare, write_changes
 from mc2.benchmarks.means import Drawn, collection_rows, task_results
 from mc2.benchmarks.result_files import Kept, read_outcomes, write_files
 from mc2.benchmarks.results import MEAN, Result, Score
-from mc2.benchmarks.tasks.scores import classification_scores, statistic_score
+from mc2.benchmarks.tasks.scores import Metric, classification_scores, statistic_score
 from mc2.cli import main
 
 RNG = np.random.default_rng(1)
@@ -79,8 +79,8 @@ def test_a_statistic_is_computed_from_the_samples_that_were_drawn() -> None:
     image, classes, label = torch.randn(90, 4), torch.randn(3, 4), RNG.integers(0, 3, 90)
     group = np.array(["", "north", "south", "east"])[RNG.integers(0, 4, 90)]
     pairs = np.stack([np.arange(90), label], axis=1)
-    wanted = ("f1_macro", "worst_group_top1")
-    found = classification_scores("p", image, classes, pairs, np.arange(90), wanted, {"region": group})
+    wanted: tuple[Metric, ...] = ("f1_macro", "worst_group_top1")
+    found = classification_scores("p", image, classes, pairs, np.arange(90), wanted, {"region": group.tolist()})
     f1, worst = (score for score in found if score.metric in ("f1_macro", "worst_group_top1[region]"))
     two = classification_scores("p", image, classes[:2], np.minimum(pairs, [90, 1]), np.arange(90), ("roc_auc",), {})[0]
     cosine = normalize(image, dim=1) @ normalize(classes, dim=1).T
@@ -199,7 +199,9 @@ def test_what_is_no_mean_of_samples_is_compared_by_its_draws(tmp_path: Path) -> 
     noise = RNG.normal(size=400)
 
     def evaluated(folder: Path, gain: float) -> Path:
-        kept, rows, mains = [], [], {}
+        kept: list[Kept] = []
+        rows: list[Result] = []
+        mains: dict[str, FloatArray | None] = {}
         for task, own in (("first", gain), ("second", 0.3)):
             auc = partial(metrics.roc_auc, noise + own * positive, positive)
             drawn = Drawn.of(statistic_score("slip26", "main", auc, np.arange(400), 2))
