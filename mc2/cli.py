@@ -13,7 +13,7 @@ SUBCOMMANDS = {
     "metadata": ("mc2.metadata.commands", "build | join | show: entry lists per language"),
     "curate": (
         "mc2.curation.commands",
-        "collect | match | hash | duplicates | balance | pack | urls | report | run: from a raw pool to balanced shards",
+        "collect | match | hash | duplicates | balance | pack | urls | report | verify | run: from a raw pool to balanced shards",
     ),
     "tokenizer": ("mc2.interchange.tokenizer_commands", "train | show | trim: SentencePiece pieces, coverage and fertility per language"),
     "fit": ("mc2.training.commands", "train from YAML (LightningCLI)"),
@@ -28,7 +28,7 @@ SUBCOMMANDS = {
     "export": ("mc2.interchange.commands", "checkpoint or model folder -> model folder, open_clip, transformers, timm, onnx"),
     "bench": (
         "mc2.bench.commands",
-        "match | automata | language-id | evaluate | loader | loss | step: speed, memory and accuracy, measured on this machine",
+        "match | automata | language-id | evaluate | loader | loss | start | step | telemetry: speed, memory, accuracy on this machine",
     ),
 }
 
@@ -82,8 +82,10 @@ def run(argv: list[str]) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("MC2_DEBUG"):
             raise
+        from mc2.usage import UsageError
+
         print(f"mc2 {argv[0]}{place()}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def place() -> str:

@@ -113,15 +113,24 @@ def test_a_filter(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- troubleshooting ----------------------------------------------------------------------------------------------------
 
-MESSAGES = [
-    text
-    for line in (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("| `")
-    for text in re.findall(r"`([^`]+)`", line.split("|")[1])
-]
+
+def messages(page: str, heading: str) -> list[str]:
+    """What stands between backticks in the first column of the table under `heading`."""
+    table = (ROOT / page).read_text(encoding="utf-8").split(heading)[1]
+    return [text for line in table.splitlines() if line.startswith("| `") for text in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
 SOURCES = " ".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in sorted((ROOT / "mc2").rglob("*.py")))
 
 
-@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("message", messages("docs/troubleshooting.md", "# Troubleshooting"))
 def test_messages_are_those_of_the_code(message: str) -> None:
     assert message in SOURCES
+
+
+@pytest.mark.parametrize("message", messages("docs/cluster.md", "## What messages mean"))
+def test_examples_of_messages_are_those_of_the_code(message: str) -> None:
+    """Apart from their names and numbers: some of the words in a row."""
+    words = message.split()
+    rows = (" ".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1))
+    assert max((len(row) for row in rows if row in SOURCES), default=0) >= 10

@@ -14,13 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mc2"
 
 # package or module of mc2 -> what of mc2 it may import at any depth of the file
-BASE = {"records", "languages", "storage"}
+BASE = {"records", "languages", "storage", "usage"}
 MAY_IMPORT = {
     "__init__": {"interchange"},
     "__main__": {"cli"},
     "records": set(),
     "languages": set(),
     "storage": {"__init__"},
+    "usage": set(),
     "model": set(),
     "engines": {"storage"},
     "metadata": BASE | {"engines"},
@@ -31,10 +32,10 @@ MAY_IMPORT = {
     "interchange": BASE | {"curation", "data", "model", "training"},  # curation: the image encoder that it takes by class_path
     "bench": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange"},
     "quickstart": BASE | {"engines", "metadata", "curation", "data", "model", "benchmarks", "training", "interchange", "cli"},
-    "sweep": {"storage", "benchmarks"},
-    "cli": {"__init__", "metadata", "curation", "data", "training", "interchange", "quickstart", "sweep"},
+    "sweep": {"storage", "usage", "benchmarks"},
+    "cli": {"__init__", "usage", "metadata", "curation", "data", "training", "interchange", "quickstart", "sweep"},
 }
-TORCH_FREE = {"cli", "records", "languages", "storage", "engines", "metadata", "curation", "bench", "sweep"}
+TORCH_FREE = {"cli", "records", "languages", "storage", "usage", "engines", "metadata", "curation", "bench", "sweep"}
 WITH_TORCH = {
     "mc2.bench.evaluate_speed",
     "mc2.bench.loader_speed",

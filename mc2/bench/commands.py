@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -398,9 +399,9 @@ def start(
 
 def main(argv: list[str]) -> int:
     """Run `mc2 bench ...`; argv begins with "bench"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
-    components: Any = {
+    functions: dict[str, Callable[..., None]] = {
         "match": match,
         "automata": automata,
         "language-id": language_id,
@@ -411,5 +412,5 @@ def main(argv: list[str]) -> int:
         "step": step,
         "telemetry": telemetry,
     }
-    auto_cli(components, args=argv[1:], prog="mc2 bench", as_positional=False, description="Measurements of speed and memory.")
+    call(functions, argv[1:], "mc2 bench", "Measurements of speed and memory.")
     return 0

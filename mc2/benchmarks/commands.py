@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,8 +88,7 @@ def change_table(title: str, rows: list[Change], everything: bool) -> Table:
 
 def main(argv: list[str]) -> int:
     """Run `mc2 compare ...`; argv begins with "compare"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
-    components: Any = compare
-    auto_cli(components, args=argv[1:], prog="mc2 compare")
+    call(compare, argv[1:], "mc2 compare")
     return 0

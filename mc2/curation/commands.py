@@ -376,9 +376,9 @@ def _find_duplicates(
 
 def main(argv: list[str]) -> int:
     """Run `mc2 curate ...`; argv begins with "curate"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
-    components: Any = {
+    functions: dict[str, Callable[..., Any]] = {
         "collect": collect,
         "match": match,
         "hash": hash_images,
@@ -390,7 +390,5 @@ def main(argv: list[str]) -> int:
         "verify": verify,
         "run": run,
     }
-    status: int | None = auto_cli(
-        components, args=argv[1:], prog="mc2 curate", as_positional=False, description="From a raw pool to balanced training shards."
-    )
+    status: int | None = call(functions, argv[1:], "mc2 curate", "From a raw pool to balanced training shards.")
     return status or 0

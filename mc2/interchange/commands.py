@@ -17,10 +17,10 @@ STUDENTS, EMA_STUDENTS = "students.", "ema_students."  # those of further studen
 
 def main(argv: list[str]) -> int:
     """Run `mc2 import` or `mc2 export`; `argv` begins with the subcommand. Returns 0; errors are raised as ValueError."""
-    from jsonargparse import ArgumentParser
+    from mc2.usage import Parser
 
     command: Any = {"import": import_, "export": export}[argv[0]]
-    parser = ArgumentParser(prog=f"mc2 {argv[0]}", description=str(command.__doc__).splitlines()[0])
+    parser = Parser(prog=f"mc2 {argv[0]}", description=str(command.__doc__).splitlines()[0])
     parser.add_function_arguments(command, as_group=False)  # auto_cli would take --config for itself
     command(**parser.parse_args(argv[1:]).as_dict())
     return 0

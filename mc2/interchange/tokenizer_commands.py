@@ -111,7 +111,7 @@ def changes_table(title: str, changes: Mapping[str, Change]) -> Table:
 
 def main(argv: list[str]) -> int:
     """`argv` begins with "tokenizer"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
-    auto_cli({"train": train, "show": show, "trim": trim}, args=argv[1:], prog="mc2 tokenizer", as_positional=False)
+    call({"train": train, "show": show, "trim": trim}, argv[1:], "mc2 tokenizer", "SentencePiece tokenizers of your captions.")
     return 0

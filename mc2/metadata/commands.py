@@ -126,8 +126,7 @@ def show(folder: Path, language: str | None = None, number: int = 20) -> None:
 
 def main(argv: list[str]) -> int:
     """Run `mc2 metadata ...`; argv begins with "metadata"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
-    components: dict[str, Any] = {"build": build, "join": join, "show": show}
-    auto_cli(components, args=argv[1:], prog="mc2 metadata", as_positional=False, description="Entry lists per language.")
+    call({"build": build, "join": join, "show": show}, argv[1:], "mc2 metadata", "Entry lists per language.")
     return 0

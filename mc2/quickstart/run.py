@@ -286,8 +286,8 @@ def quickstart(
 
 def main(argv: list[str]) -> int:
     """Run `mc2 quickstart ...`; argv begins with "quickstart"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    auto_cli(quickstart, args=argv[1:], prog="mc2 quickstart", as_positional=False)
+    call(quickstart, argv[1:], "mc2 quickstart")
     return 0

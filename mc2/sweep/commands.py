@@ -170,7 +170,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def main(argv: list[str]) -> int:
     """Run `mc2 sweep ...`; argv begins with "sweep"."""
-    from jsonargparse import auto_cli
+    from mc2.usage import call
 
-    status: int = auto_cli(sweep, args=argv[1:], prog="mc2 sweep")
+    status: int = call(sweep, argv[1:], "mc2 sweep")
     return status

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import tempfile
 import warnings
@@ -50,6 +49,7 @@ from mc2.training.ranking import RankingTrainer
 from mc2.training.released import ReleasedModel
 from mc2.training.slurm import add_environment, check_nodes
 from mc2.training.telemetry import Telemetry
+from mc2.usage import one_line
 
 # Lightning's own defaults train for 1000 epochs, count validation inside epochs, and keep tensors of inference mode that training cannot touch (NCCL).
 TRAINER_DEFAULTS = {
@@ -206,16 +206,6 @@ def check_beginning(model: ContrastiveModule, data: LightningDataModule) -> None
         if isinstance(data, ShardDataModule) and "text" in towers:
             check_tokenizer(data.tokenizer if path is None else Tokenizer(path, config.text.context_length), folder)
         rank_zero_only(print)(f"{what}: {', '.join(towers)} of {folder}" + "".join(f"; {note}" for note in notes))
-
-
-def one_line(message: str) -> str:
-    """What jsonargparse says in several lines, without the types it tried in vain and the values it was given."""
-    lines = [line.strip() for line in message.split("Given value type:")[0].splitlines()]
-    if "Errors:" in lines:  # a union: one line for each type it tried
-        key = [line for line in lines if line.startswith("Parser key")]
-        tried = [line.removeprefix("- ") for line in lines[lines.index("Errors:") + 1 :]]
-        lines = key + [line for line in tried if line != "Expected a <class 'NoneType'>"]
-    return re.sub(r'^Parser key "([^"]*)":', r"\1:", " ".join(" ".join(lines).split()))
 
 
 def command_line(argv: list[str]) -> Commands:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import locale
 import os
 import resource
@@ -22,6 +21,7 @@ from mc2.training.findings import Finding, print_findings
 from mc2.training.flops import peak_flops
 from mc2.training.nodes import compare, gather_facts, host_name, network_message, versions
 from mc2.training.slurm import slurm_environment, started_by_srun
+from mc2.usage import PlainParser
 
 GB = 1e9
 SHM_GB, DISK_GB, OPEN_FILES = 2.0, 50.0, 4096
@@ -204,7 +204,7 @@ def check_together(own: list[Finding], folder: Path) -> list[Finding]:
 
 def main(argv: list[str]) -> int:
     """Print what was found. Exit status 0 unless something fails."""
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="mc2 doctor",
         description="Whether this machine is fit for a run; under srun (srun --nodes 2 --ntasks-per-node 1 mc2 doctor) whether the nodes are, together.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.blocks import ParallelConfig
-from mc2.training.commands import TRAINER_DEFAULTS, Commands, one_line, quiet_logs
+from mc2.training.commands import TRAINER_DEFAULTS, Commands, quiet_logs
 from mc2.training.findings import Finding, print_findings
 from mc2.training.flops import PairFlops, meta_towers
 from mc2.training.initial_weights import read_tower_config
@@ -33,6 +32,7 @@ from mc2.training.memory import (
 from mc2.training.preflight import disk_finding, loader_finding, measured_per_worker, sbatch_text, shards_finding
 from mc2.training.ranking import RankingTrainer
 from mc2.training.recipe import ENGLISH_BATCH, ENGLISH_EPOCH, NUM_EPOCHS
+from mc2.usage import PlainParser, one_line
 
 NOTHING: Any = Namespace  # an empty section; jsonargparse's class has no types
 MODULE = "mc2.training.module.ContrastiveModule"
@@ -226,7 +226,7 @@ def parse_gpus(text: str) -> list[int]:
 
 def main(argv: list[str]) -> int:
     """Print the plan. Exit status 0. Errors: ValueError in one line."""
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="mc2 plan",
         description="What a run costs and needs: parameters, operations, memory of a GPU, days, shards, loader, disk, the sbatch file. Every other option is one of `mc2 fit`: --config FILE, --trainer.max_steps N ...",
     )
@@ -236,7 +236,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that the model's operations reach (default 0.4)")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of one GPU in bf16 (default 989: H100)")
     parser.add_argument("--vocab_size", type=int, help="ids of the tokenizer, where its file is not here: 901629 for XLM-V, 250000 for mT5")
-    parser.add_argument("--loader", type=Path, help="file of `mc2 bench loader --json`, to compare with what a rank needs")
+    parser.add_argument("--loader", type=Path, help="file of `mc2 bench loader --json FILE`, to compare with what a rank needs")
     parser.add_argument("--sbatch", type=Path, help="file to write: the job of this configuration for SLURM")
     own, rest = parser.parse_known_args(argv[1:])
     if not 0 < own.mfu <= 1 or own.peak_tflops <= 0:

@@ -164,5 +164,4 @@ def test_errors_are_one_line(
 
 @pytest.mark.parametrize("argv", [["match", "--pol", "x"], ["balance", "--english_rule", "mine"], ["fly"]])
 def test_misspelt_options_are_refused(argv: list[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["curate", *argv])
+    assert main(["curate", *argv]) == 2

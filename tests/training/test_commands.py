@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mc2.cli import run as cli
 from mc2.training.checkpoints import find_checkpoint
-from mc2.training.commands import main, one_line
+from mc2.training.commands import main
 from tests.processes import run_processes
 from tests.training.tiny import fit_config
 
@@ -236,10 +236,6 @@ def test_every_configuration_key_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert shown["trainer"]["max_epochs"] == -1
     assert shown["trainer"]["inference_mode"] is False
     assert shown["checkpoints"] == {"every_n_steps": 1000, "keep": 2, "every_n_minutes": None, "async_save": False}
-
-
-def test_one_line_leaves_our_own_messages_alone() -> None:
-    assert one_line("loss: found 1, need 2; do 3") == "loss: found 1, need 2; do 3"
 
 
 def test_a_lazy_vocabulary_from_yaml_trains_as_the_dense_one(call: Callable[..., int], tmp_path: Path) -> None:
