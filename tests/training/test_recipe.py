@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mc2.benchmarks import tasks
 from mc2.data.tokenizer import Tokenizer
 from mc2.training.commands import main
 from mc2.training.recipe import Schedule
@@ -190,6 +191,32 @@ def test_every_recipe_trains_for_two_steps(name: str, pool: dict[str, str], tmp_
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["data"]["init_args"]["languages"] == (["en"] if name.endswith("_english.yaml") and "non" not in name else None)
     assert saved["data"]["init_args"]["without_languages"] == (["en"] if "non_english" in name else None)
+
+
+def test_the_papers_benchmarks_go_on_top_of_a_recipe(pool: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has none of the data is told where the first task looks for it."""
+    overlay = EXPERIMENTS / "overlays/benchmarks.yaml"
+    (callback,) = merged([overlay])["trainer"]["callbacks"]
+    listed = {task["class_path"].rpartition(".")[2] for task in callback["init_args"]["tasks"]}
+    tasks_of_the_paper = {name for name in tasks.__all__ if isinstance(getattr(tasks, name), type)}
+    assert listed == tasks_of_the_paper - {
+        "Task",
+        "ImageSet",
+        "TaskFolder",
+        "HeldOutPairs",
+        "ImageNetV2",
+        "Slip",
+        "DataComp",
+        "DataCompRetrieval",
+    }
+    monkeypatch.chdir(tmp_path)
+    argv = ["fit"]
+    for path in [*chain("vit_h14_worldwide.yaml"), *OVERLAYS, overlay]:
+        argv += ["--config", str(path)]
+    for key, value in pool.items():
+        argv += [f"--data.init_args.{key}", value]
+    with pytest.raises(ValueError, match=r"benchmarks/imagenet/val: .*image-net\.org"):
+        main([*argv, "--data.init_args.balance", "null", "--trainer.default_root_dir", "run"])
 
 
 @pytest.mark.parametrize(
