@@ -27,12 +27,12 @@ from mc2.data.preprocess import ImagePreprocess
 from mc2.data.samples import Drop, SampleMaker
 from mc2.data.shard_folder import open_folder
 from mc2.data.shard_reader import ShardReader
+from mc2.data.stages import STAGES
 from mc2.data.tokenizer import Tokenizer
 from mc2.interchange.convert import named_towers
 from mc2.training.flops import PEAK_FLOPS, PairFlops, meta_towers
 
 OURS, THEIRS = "mc2", "open_clip"
-STAGES = ("read", "decode", "transform", "tokenize", "collate")
 MODELS = ("ViT-S-16", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14-quickgelu", "ViT-bigG-14")
 Round = Callable[[int, int], Iterator[int]]  # (workers, batches) -> the token ids of each batch that are not padding
 

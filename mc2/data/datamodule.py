@@ -25,6 +25,7 @@ from mc2.data.shard_index import indexed
 from mc2.data.shard_reader import ShardReader
 from mc2.data.shard_stream import Plan
 from mc2.data.shuffle import summary
+from mc2.data.stages import Laps
 from mc2.data.tokenizer import Tokenizer
 from mc2.data.views import ViewConfig, Views
 
@@ -109,9 +110,9 @@ class ShardDataModule(LightningDataModule):
         self._val_drops: Counter[str] = Counter()
 
     @property
-    def balanced(self) -> bool:
-        """Whether captions are accepted and rejected on the way."""
-        return any(data_set.balance is not None for data_set in self.data_sets)
+    def rejects(self) -> bool:
+        """Whether captions are accepted and rejected on the way, by balancing or by language_shares."""
+        return not self.language_shares.as_curated or any(data_set.balance is not None for data_set in self.data_sets)
 
     @property
     def tally(self) -> Tally:
@@ -140,16 +141,25 @@ class ShardDataModule(LightningDataModule):
         return Source(name, data_set.weight, plan, self._maker(data_set, folder.captions), reader)
 
     def _maker(self, data_set: DataSet, captions: Mapping[str, int]) -> SampleMaker:
-        probabilities, expected = None, dict[str, float](captions)
-        if data_set.balance is not None:
-            probabilities = Balance.load(data_set.balance).probabilities
-            rows = storage.read_json(Path(data_set.balance) / "balance.json")["languages"]
-            expected = {code: row.get("expected_pairs", 0) for code, row in rows.items()}
+        probabilities = None if data_set.balance is None else Balance.load(data_set.balance).probabilities
         maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without, self._views)
         if self.language_shares.as_curated:
             return maker
-        taken = {code: number for code, number in expected.items() if maker.takes(code)}
-        return replace(maker, language_keep=self.language_shares.keep_probabilities(taken))
+        return replace(maker, language_keep=self.language_shares.keep_probabilities(expected_pairs(data_set, captions, maker)))
+
+    def expected_shares(self) -> dict[str, float]:
+        """The share of each language in the pairs of training, as manifest and balance of the shards have it; empty where they do not say."""
+        self.setup("fit")
+        shares: Counter[str] = Counter()
+        for data_set, source in zip(self.data_sets, self._sources, strict=True):
+            pairs = expected_pairs(data_set, source.plan.folder.captions, source.maker)
+            kept = {code: number * (source.maker.language_keep or {}).get(code, 1.0) for code, number in pairs.items()}
+            if not sum(kept.values()):
+                return {}
+            for code, number in kept.items():
+                shares[code] += source.weight * number / sum(kept.values())  # type: ignore[assignment]  # Counter of shares
+        total = sum(shares.values())
+        return {code: share / total for code, share in shares.items()}
 
     def show(self, views: Mapping[str, ViewConfig]) -> None:
         """From now on batches also have what these models read, where it differs. Errors: ValueError for a tokenizer that is not there."""
@@ -198,7 +208,7 @@ class ShardDataModule(LightningDataModule):
                 f"{folder.path}: found {len(samples)} usable pairs for validation, need at least one for each of {world_size} ranks"
             )
         starts = range(rank * rows, len(samples) - world_size * rows + rank * rows + 1, world_size * rows)
-        return FixedBatches([collate(samples[start : start + rows], self.tokenizer, self._views) for start in starts])
+        return FixedBatches([collate(samples[start : start + rows], self.tokenizer, self._views, Laps()) for start in starts])
 
     def test_dataloader(self) -> FixedBatches:
         """The validation set; the benchmarks of `mc2 test` bring their own images."""
@@ -222,6 +232,15 @@ class ShardDataModule(LightningDataModule):
 
     def _pin_memory(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def expected_pairs(data_set: DataSet, captions: Mapping[str, int], maker: SampleMaker) -> dict[str, float]:
+    """The number of pairs of each language in a pass, of the languages that are used: by the balance, or by the captions in the manifest."""
+    expected = dict[str, float](captions)
+    if data_set.balance is not None:
+        rows = storage.read_json(Path(data_set.balance) / "balance.json")["languages"]
+        expected = {code: row.get("expected_pairs", 0) for code, row in rows.items()}
+    return {code: number for code, number in expected.items() if maker.takes(code)}
 
 
 class FixedBatches:

@@ -10,8 +10,9 @@ import atexit
 import signal
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from mc2.data.data_sets import LAYOUT, Mixture, Source
 from mc2.data.places import Place, packed, unpacked
 from mc2.data.samples import Sample, collate, drop_reasons, nothing_usable
 from mc2.data.shard_stream import Plan, Position, stream_records
+from mc2.data.stages import Laps
 from mc2.data.tokenizer import Tokenizer
 
 # Passes in a row without a sample after which balancing is not taken for bad luck any more.
@@ -33,18 +35,22 @@ CHANCE = {"balanced_away", "language_share"}  # drops that another pass may not 
 
 @dataclass
 class Tally:
-    """What happened to the records of some batches: drops by reason, captions by language that balancing rejected and accepted, samples by data set."""
+    """What happened to the records of some batches: drops by reason, captions by language that balancing rejected and accepted, samples by data set; seconds by
+    stage that the making of the batches took, in the process that made them.
+    """
 
     drops: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     data_sets: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
         self.drops.update(other.drops)
         self.rejected.update(other.rejected)
         self.accepted.update(other.accepted)
         self.data_sets.update(other.data_sets)
+        self.seconds.update(other.seconds)
 
 
 class Delivery(NamedTuple):
@@ -57,12 +63,13 @@ class Delivery(NamedTuple):
 
 @dataclass
 class SampleStream:
-    """The samples of one canonical stream of one data set. `position`: the place behind the last one; `tally`: of the batch that is being made."""
+    """The samples of one canonical stream of one data set. `position`: the place behind the last one; `tally`, `laps`: of the batch that is being made."""
 
     source: Source
     stream: int
     position: Position
     tally: Tally = field(default_factory=Tally)
+    laps: Laps = field(default_factory=Laps)
 
     def __iter__(self) -> Iterator[Sample]:
         """Errors: ValueError when nothing survives."""
@@ -75,7 +82,7 @@ class SampleStream:
             # the passes between were whole; a draw alone may be bad luck
             if epoch - barren_from > (MOST_BARREN_PASSES if CHANCE & reasons.keys() else 1):
                 raise nothing_usable(reasons, plan.folder.path)
-            sample = maker.train(record, epoch, reader)
+            sample = maker.train(record, epoch, reader, self.laps)
             dropped = drop_reasons(record, sample)
             self.tally.drops.update(dropped)
             if isinstance(sample, Sample):
@@ -98,10 +105,10 @@ class MixedStream:
         self._parts = [SampleStream(source, stream, position) for source, position in zip(mixture.sources, place.positions, strict=True)]
         self._iterators = [iter(part) for part in self._parts]
 
-    def take(self, number: int, tally: Tally) -> list[Sample]:
-        """The next samples; what happened on the way is counted in `tally`. Errors: ValueError when nothing survives."""
+    def take(self, number: int, tally: Tally, laps: Laps) -> list[Sample]:
+        """The next samples; what happened on the way is counted in `tally`, and its time in `laps`. Errors: ValueError when nothing survives."""
         for part in self._parts:
-            part.tally = tally
+            part.tally, part.laps = tally, laps
         samples = []
         for _ in range(number):
             samples.append(next(self._iterators[self._mixture.choose(self._stream, self._samples)]))
@@ -143,13 +150,15 @@ class BatchStream(IterableDataset[Delivery | str]):
         index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams: dict[int, MixedStream] = {}
         for batch in count(self.share.first_batch + index, num_workers):
-            tally = Tally()
+            tally, laps = Tally(), Laps()
             own = self.mixture.plan.lane_streams(batch, self.share.rank, self.share.world_size)
             for stream in own:
                 if stream not in streams:
                     streams[stream] = MixedStream(self.mixture, stream, self.share.places.get(stream, self.mixture.start))
-            samples = [sample for stream in own for sample in streams[stream].take(self.share.batch_size // len(own), tally)]
-            yield Delivery(collate(samples, self.tokenizer, self.mixture.views), {stream: streams[stream].place for stream in own}, tally)
+            samples = [sample for stream in own for sample in streams[stream].take(self.share.batch_size // len(own), tally, laps)]
+            made = collate(samples, self.tokenizer, self.mixture.views, laps)
+            tally.seconds = laps.seconds
+            yield Delivery(made, {stream: streams[stream].place for stream in own}, tally)
 
 
 def leave_signals_to_the_parent() -> None:
@@ -173,6 +182,7 @@ class Loader:
     def __init__(self, batches: BatchStream, steps: int, num_workers: int, layout: Mapping[str, int], pin_memory: bool = False) -> None:
         self._batches, self._steps, self._num_workers, self._layout, self._pin_memory = batches, steps, num_workers, layout, pin_memory
         self.tally = Tally()
+        self._before = batches.share  # the last batch
         self._iterator: Iterator[Delivery | str] | None = None
         atexit.register(_close, weakref.ref(self))  # workers ignore SIGTERM: a process that ends without this waits for them for ever
         check_layout(batches.mixture.plan, batches.share, num_workers)
@@ -186,6 +196,10 @@ class Loader:
         """How often this rank went through each data set."""
         return self.mixture.passes(self._batches.share.places)
 
+    def origin(self) -> Callable[[], list[str]]:
+        """What says, when it is asked, which shards the last batch came from: those that its streams had open."""
+        return partial(open_shards, self.mixture, self._before, self._batches.share)
+
     def __len__(self) -> int:
         return self._steps
 
@@ -197,7 +211,7 @@ class Loader:
             delivery = next(self._iterator)
             if isinstance(delivery, str):
                 raise ValueError(delivery)
-            share = self._batches.share
+            self._before = share = self._batches.share
             self._batches.share = replace(share, first_batch=share.first_batch + 1, places={**share.places, **delivery.places})
             self.tally.add(delivery.tally)
             yield delivery.batch
@@ -255,6 +269,18 @@ class Loader:
 def _close(loader: weakref.ref[Loader]) -> None:
     if (alive := loader()) is not None:
         alive.close()
+
+
+def open_shards(mixture: Mixture, before: Share, behind: Share) -> list[str]:
+    """Paths of the shards that the streams of a batch had open before it and behind it."""
+    found: dict[str, None] = {}
+    for stream in mixture.plan.lane_streams(before.first_batch, before.rank, before.world_size):
+        for share in (before, behind):
+            positions = share.places.get(stream, mixture.start).positions
+            for source, position in zip(mixture.sources, positions, strict=True):
+                for name in source.plan.windows(stream, position.epoch)[position.window]:
+                    found[str(source.plan.folder.path / name)] = None
+    return list(found)
 
 
 def check_layout(plan: Plan, share: Share, num_workers: int) -> None:

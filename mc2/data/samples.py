@@ -18,6 +18,7 @@ from mc2.curation.balance import FloatArray, accept_caption, drawn_caption
 from mc2.data.batch import PairBatch
 from mc2.data.preprocess import BrokenImage, HugeImage, ImagePreprocess
 from mc2.data.shard_reader import Record, ShardReader
+from mc2.data.stages import Laps
 from mc2.data.tokenizer import Tokenizer
 from mc2.data.views import Views
 from mc2.records import PackedCaption
@@ -82,9 +83,10 @@ class SampleMaker:
         assert self.language_keep is not None
         return storage.keyed_uniform(self.seed, "language", epoch, key) < self.language_keep.get(language, 1.0)
 
-    def train(self, record: Record, epoch: int, reader: ShardReader) -> Sample | Drop:
-        """A sample with a random crop, or the reason why there is none in this pass."""
+    def train(self, record: Record, epoch: int, reader: ShardReader, laps: Laps) -> Sample | Drop:
+        """A sample with a random crop, or the reason why there is none in this pass. Ends the laps read, decode and transform."""
         caption = self.draw(record, epoch)
+        laps("read")
         if isinstance(caption, Drop):
             return caption
         assert record.image is not None  # a record with captions has one
@@ -93,12 +95,14 @@ class SampleMaker:
             if isinstance(image, bytes):
                 image = self.views.decoder(self.preprocess).decode(image)
                 reader.keep_decoded(record, image)
+            laps("decode")
             seed = storage.keyed_hash(self.seed, "crop", epoch, record.key)
             pixels, others = self.preprocess.train(image, seed), self.views.crops(self.preprocess, image, seed)
         except BrokenImage:
             return Drop("broken_image")
         except HugeImage:
             return Drop("huge_image")
+        laps("transform")
         return Sample(pixels, caption.text, caption.language, record.key, others)
 
     def evaluate(self, record: Record) -> Sample | Drop:
@@ -127,9 +131,12 @@ def nothing_usable(reasons: Counter[str], path: object) -> ValueError:
     return ValueError(f"{path}: no pair of the shards can be used ({what}); look at the shards, the languages chosen and the balance")
 
 
-def collate(samples: Sequence[Sample], tokenizer: Tokenizer, views: Views = Views()) -> PairBatch:  # noqa: B008  (frozen)
-    """The batch of B samples; a worker puts the images into shared memory at once."""
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, views: Views, laps: Laps) -> PairBatch:
+    """The batch of B samples; a worker puts the images into shared memory at once. Ends the laps tokenize and collate."""
     texts = [sample.text for sample in samples]
-    tokens, images = tokenizer(texts), default_collate([sample.image for sample in samples])
+    tokens = tokenizer(texts)
+    laps("tokenize")
+    images = default_collate([sample.image for sample in samples])
     made = views.batch(images, [sample.others for sample in samples], tokens, texts)
+    laps("collate")
     return PairBatch(images, tokens, [sample.language for sample in samples], [sample.key for sample in samples], made)

@@ -41,10 +41,14 @@ class HostCopy:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
-    def tolist(self) -> list[float]:
+    def values(self) -> Tensor:
+        """On the host."""
         if self._copied is not None:
             self._copied.synchronize()
-        values: list[float] = self._values.tolist()
+        return self._values
+
+    def tolist(self) -> list[float]:
+        values: list[float] = self.values().tolist()
         return values
 
 

@@ -36,6 +36,8 @@ LAYOUT: dict[str, dict[str, Sequence[str]]] = {
         "samples and tokens per second": ["speed/samples_per_second", "speed/tokens_per_second"],
         "use of the GPU": ["speed/mfu", "speed/hfu"],
         "seconds a step waits for data: mean and slowest rank": ["speed/wait_seconds", "speed/slowest_wait_seconds"],
+        "the same, by stage": ["wait/.*"],
+        "the rank that waits longest": ["speed/slowest_rank"],
         "memory, GB": ["speed/memory_gb"],
     },
     "6 wall time": {"goodput": ["time/goodput"], "where the rest goes": ["time/(data|evaluation|checkpoint|start|down|lost)"]},

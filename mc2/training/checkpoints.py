@@ -41,7 +41,7 @@ def checkpoints_by_step(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint by its name."""
+    """17 for step=17.ckpt."""
     return int(path.stem.removeprefix("step="))
 
 

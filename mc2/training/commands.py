@@ -18,6 +18,7 @@ import torch.distributed as dist
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -45,6 +46,7 @@ from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.nodes import Nodes, network_message
 from mc2.training.parallel import FSDP2Strategy
 from mc2.training.preemption import Preemption
+from mc2.training.progress import StepProgress
 from mc2.training.ranking import RankingTrainer
 from mc2.training.released import ReleasedModel
 from mc2.training.slurm import add_environment, check_nodes
@@ -96,10 +98,15 @@ class Commands(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The run folder is the log folder: no version_0 below it, so that a resumed run goes on in the same TensorBoard run."""
-        run = self._get(self.config_init, "trainer")["default_root_dir"]
-        if self._get(self.config_init, "trainer")["logger"] in (None, True):
-            kwargs["logger"] = TensorBoardLogger(save_dir=run, name="", version="")
-        kwargs["plugins"] = add_environment(self._get(self.config_init, "trainer")["plugins"], os.environ)
+        settings = self._get(self.config_init, "trainer")
+        if settings["logger"] in (None, True):
+            kwargs["logger"] = TensorBoardLogger(save_dir=settings["default_root_dir"], name="", version="")
+        kwargs["plugins"] = add_environment(settings["plugins"], os.environ)
+        callbacks = (
+            settings["callbacks"] if isinstance(settings["callbacks"], list) else [settings["callbacks"]] if settings["callbacks"] else []
+        )
+        if settings["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
+            kwargs["callbacks"] = [*callbacks, StepProgress()]
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:

@@ -1,23 +1,27 @@
 """Steps whose loss or gradient is no number are left out on all ranks together; losses far above the usual are reported with the pairs they came from.
 
-Both go to <run>/spikes.jsonl, one line each: step, reason, loss, gradient_norm, and keys, the pairs of each rank's batch.
+Both go to <run>/spikes.jsonl, one line each: step, reason, loss, gradient_norm, and for each rank keys, the pairs of its batch, and shards, which it had open.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from mc2.data.batch import PairBatch
+from mc2.data.loader import Loader
 from mc2.model.ranks import HostCopy, local, num_ranks
 from mc2.training.module import ContrastiveModule
 
@@ -34,12 +38,42 @@ def num_copies(tensor: Tensor) -> float:
     return num_ranks() / math.prod(size for size, placement in placed if isinstance(placement, Shard))
 
 
-def squared_norm(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """This rank's share of the squared norm of all tensors, a scalar: the sum over ranks is the whole."""
-    if not tensors:
-        return torch.zeros((), device=device)
-    norms = torch.stack([norm.to(device, torch.float32) for norm in torch._foreach_norm([local(tensor) for tensor in tensors])])
-    return (norms.square() / torch.tensor([num_copies(tensor) for tensor in tensors], device=device)).sum()
+class Parameters:
+    """The parameters of an optimizer, in groups of those that equally many ranks hold."""
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        self._groups: dict[float, list[Parameter]] = {}
+        for parameter in parameters:
+            self._groups.setdefault(num_copies(parameter), []).append(parameter)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return chain.from_iterable(self._groups.values())
+
+    def squared_norm(self, value: Callable[[Parameter], Tensor | None], device: torch.device) -> Tensor:
+        """This rank's share of the squared norm of what `value` has for the parameters, a scalar: the sum over ranks is the whole."""
+        total = torch.zeros((), device=device)
+        for copies, parameters in self._groups.items():
+            values = [local(found) for found in map(value, parameters) if found is not None]
+            if values:
+                squares = torch.stack(torch._foreach_norm(values, dtype=torch.float32)).square().sum()
+                total = total + squares.to(device) / copies
+        return total
+
+
+class Origin(NamedTuple):
+    """Where a batch came from: its pairs, and what says, when it is asked, from which shards."""
+
+    keys: list[str]
+    shards: Callable[[], list[str]] = list
+
+
+class Made(NamedTuple):
+    """A step that was made and not yet judged. norms: of parameters and update, where they are logged."""
+
+    step: int
+    loss_and_square: HostCopy  # of the gradient
+    origin: Origin
+    norms: HostCopy | None = None
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -66,7 +100,7 @@ class Guard(Callback):
     After `stop_after` such steps in a row the run ends with an error. A loss that exceeds its running mean by `spike_deviations` standard deviations is
     reported and trained on. Every `trainer.log_every_n_steps` steps: norm/gradient (before clipping), norm/parameters, norm/update, guard/skipped_steps.
     One all-reduce of two numbers a step; what it says is read one step later, so that the device never waits for it (but with gradient clipping and
-    with optimizer.vocabulary lazy). Weights that are no numbers are refused before the first step.
+    with optimizer.vocabulary lazy), and so are the norms. Weights that are no numbers are refused before the first step.
     """
 
     def __init__(self, stop_after: int = 10, spike_deviations: float = 6.0) -> None:
@@ -75,11 +109,12 @@ class Guard(Callback):
         self.stop_after, self.spike_deviations = stop_after, spike_deviations
         self.skipped = self.in_a_row = self._seen = 0
         self._mean = self._variance = 0.0
-        self._pending: tuple[int, HostCopy, list[str]] | None = None  # a step that was made and not yet judged
-        self._before: list[Tensor] | None = None  # weights before a step that is logged
+        self._pending: Made | None = None
+        self._before: dict[Parameter, Tensor] = {}  # this rank's part of the weights before a step that is logged
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_weights(pl_module)
+        self._parameters = Parameters(parameter for group in trainer.optimizers[0].param_groups for parameter in group["params"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn == "validate":
@@ -89,15 +124,15 @@ class Guard(Callback):
         check_weights(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: PairBatch, batch_idx: int) -> None:  # noqa: ARG002
-        self._keys = batch.keys
+        loader = trainer.train_dataloader
+        self._origin = Origin(batch.keys, loader.origin()) if isinstance(loader, Loader) else Origin(batch.keys)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: ARG002
         self._loss = loss.detach()
 
+    @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        squares = squared_norm(gradients, pl_module.device)
+        squares = self._parameters.squared_norm(lambda parameter: parameter.grad, pl_module.device)
         rows = pl_module.lazy_rows if isinstance(pl_module, ContrastiveModule) else None
         if rows is not None:  # the table's gradient lies there
             squares = squares + rows.gradient()[1].float().square().sum() / num_copies(rows.embedding.weight)
@@ -111,35 +146,19 @@ class Guard(Callback):
                 rows.left_out = True
             optimizer.zero_grad(set_to_none=True)  # what has no gradient is not touched
         self._judge(trainer)
-        self._pending = trainer.global_step, HostCopy(values), self._keys
+        self._pending = Made(trainer.global_step, HostCopy(values), self._origin)
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by a connector, declared nowhere
-            self._before = [local(parameter).detach().clone() for parameter in parameters]
-            self._parameters = parameters
+            self._before = {parameter: local(parameter).detach().clone() for parameter in self._parameters}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._before is None or self._pending is None:
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        if not self._before or self._pending is None:
             return
-        with torch.no_grad():
-            updates = [  # sharded as the weights are, so that copies are counted alike
-                DTensor.from_local(
-                    local(now) - before, now.device_mesh, now.placements, run_check=False, shape=now.shape, stride=now.stride()
-                )
-                if isinstance(now, DTensor)
-                else now - before
-                for now, before in zip(self._parameters, self._before, strict=True)
-            ]
-            shares = torch.stack([squared_norm(self._parameters, pl_module.device), squared_norm(updates, pl_module.device)])
-        parameters, update = sum_over_ranks(shares).sqrt().tolist()
-        self._before = None
-        gradient = math.sqrt(self._pending[1].tolist()[1])
-        metrics = {
-            "norm/gradient": gradient,
-            "norm/parameters": parameters,
-            "norm/update": update,
-            "guard/skipped_steps": float(self.skipped),
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning numbers its own points from 0
+        torch._foreach_sub_(list(self._before.values()), [local(parameter) for parameter in self._before])
+        weights = self._parameters.squared_norm(lambda parameter: parameter, pl_module.device)
+        update = self._parameters.squared_norm(lambda parameter: self._before[parameter], pl_module.device)
+        self._pending = self._pending._replace(norms=HostCopy(sum_over_ranks(torch.stack([weights, update])).sqrt()))
+        self._before = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._judge(trainer)
@@ -148,23 +167,35 @@ class Guard(Callback):
         """Read what the last step was; all ranks read the same. Errors: ValueError if too many in a row were skipped."""
         if self._pending is None:
             return
-        step, values, keys = self._pending
-        self._pending = None
+        (step, values, origin, norms), self._pending = self._pending, None
         loss, squared = values.tolist()
+        broken = not math.isfinite(loss + squared)
+        self.skipped, self.in_a_row = self.skipped + broken, self.in_a_row + 1 if broken else 0
+        if norms is not None:
+            self._log(trainer, step, squared, *norms.tolist())
         path = Path(trainer.default_root_dir) / SPIKES
-        if not math.isfinite(loss + squared):
-            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-            report(path, step, "the loss is no number" if not math.isfinite(loss) else "the gradient is no number", loss, squared, keys)
+        if broken:
+            report(path, step, "the loss is no number" if not math.isfinite(loss) else "the gradient is no number", loss, squared, origin)
             if self.in_a_row >= self.stop_after:
                 raise ValueError(
                     f"guard: found {self.in_a_row} steps in a row without a finite loss and gradient, the last one {step}; {path} names the pairs of "
                     "their batches; take them out, or lower the learning rate, and go on from the last checkpoint"
                 )
             return
-        self.in_a_row = 0
         if self._seen >= SETTLED and loss > self._mean + self.spike_deviations * math.sqrt(self._variance):
-            report(path, step, "the loss is far above its running mean", loss, squared, keys)
+            report(path, step, "the loss is far above its running mean", loss, squared, origin)
         self._remember(loss)
+
+    def _log(self, trainer: Trainer, step: int, squared_gradient: float, parameters: float, update: float) -> None:
+        gradient = math.sqrt(squared_gradient)
+        metrics = {
+            "norm/gradient": gradient,
+            "norm/parameters": parameters,
+            "norm/update": update,
+            "guard/skipped_steps": float(self.skipped),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
 
     def _remember(self, loss: float) -> None:
         self._seen += 1
@@ -180,14 +211,22 @@ class Guard(Callback):
         self.skipped, self._seen, self._mean, self._variance = (state_dict[name] for name in ("skipped", "seen", "mean", "variance"))
 
 
-def report(path: Path, step: int, reason: str, loss: float, squared_gradient: float, keys: list[str]) -> None:
+def report(path: Path, step: int, reason: str, loss: float, squared_gradient: float, origin: Origin) -> None:
     """Append one line. All ranks call it; rank 0 writes."""
-    parts: list[Any] = [keys]
+    own = origin.keys, origin.shards()
+    parts = [own] * num_ranks()
     if num_ranks() > 1:
-        parts = [None] * num_ranks()
-        dist.all_gather_object(parts, keys)
+        dist.all_gather_object(parts, own)
+    keys, shards = zip(*parts, strict=True)
     norm = math.sqrt(squared_gradient) if math.isfinite(squared_gradient) else None
-    line = {"step": step, "reason": reason, "loss": loss if math.isfinite(loss) else None, "gradient_norm": norm, "keys": parts}
+    line = {
+        "step": step,
+        "reason": reason,
+        "loss": loss if math.isfinite(loss) else None,
+        "gradient_norm": norm,
+        "keys": keys,
+        "shards": shards,
+    }
     if num_ranks() == 1 or dist.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:

@@ -17,6 +17,8 @@ G pairs of all ranks, D embedding, S ranks that share the weights.
     working memory                b L 4 c W: gradients on their way through the widest block, and the activations of that block where they are computed again
     loss                          G (2 x 4 D + 4): all captions and their gradients; 2 x 4 tile^2: two buffers of logits
 
+Several students add up: their weights, their activations (all are made before the backward pass) and token rows; their losses follow one another, so the widest counts.
+
 The backward pass frees activations while it makes gradients, so the peak has the larger of the two; with micro-batches, whose gradients add up, it has both. With
 cpu_offload weights, gradients and moments are in the memory of the host, but for those of the token rows.
 """
@@ -114,7 +116,9 @@ def tower_shapes(towers: TwoTower, tokens: int, locked: frozenset[str] = frozens
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What of a run's configuration decides the memory of a step. `all_pairs` of all ranks; `sharded` by FSDP2, in `replicate` copies; `teacher`: its parameters."""
+    """What of a run's configuration decides the memory of a step. `all_pairs` of all ranks; `embed_dim` of the widest student; `sharded` by FSDP2, in `replicate`
+    copies; `teacher`: its parameters.
+    """
 
     all_pairs: int
     tokens: int
@@ -170,8 +174,8 @@ def memory_per_gpu(shapes: dict[str, TowerShape], step: StepSettings, num_gpus: 
         parts["teacher"] = (4 / shards + copy) * step.teacher + step.all_pairs * (8 * step.embed_dim + 4)
     if shards > 1:
         block, rest = max(shape.block for shape in towers), max(shape.rest for shape in towers)
-        ids = min(pairs * step.tokens, shapes["text"].table / shapes["text"].width)
-        parts["gathered"] = block * (3 * compute + 4) + rest * compute + ids * shapes["text"].width * (compute + 8)
+        rows = sum(min(pairs * step.tokens * shape.width, shape.table) for shape in towers)
+        parts["gathered"] = block * (3 * compute + 4) + rest * compute + rows * (compute + 8)
     else:
         parts["gathered"] = compute * sum(shape.parameters + shape.table for shape in towers) if step.mixed else 0
     kept = [shape.activation_bytes(compute, step.checkpoint_every, step.selective) for shape in towers]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.blocks import ParallelConfig
 from mc2.training.commands import TRAINER_DEFAULTS, Commands, quiet_logs
+from mc2.training.distillation import StudentConfig, student_text
 from mc2.training.findings import Finding, print_findings
 from mc2.training.flops import PairFlops, meta_towers
 from mc2.training.initial_weights import read_tower_config
@@ -29,7 +30,7 @@ from mc2.training.memory import (
     peak_bytes,
     tower_shapes,
 )
-from mc2.training.preflight import disk_finding, loader_finding, measured_per_worker, sbatch_text, shards_finding
+from mc2.training.preflight import data_findings, disk_finding, loader_finding, measured_per_worker, sbatch_text
 from mc2.training.ranking import RankingTrainer
 from mc2.training.recipe import ENGLISH_BATCH, ENGLISH_EPOCH, NUM_EPOCHS
 from mc2.usage import PlainParser, one_line
@@ -77,24 +78,33 @@ def fit_settings(argv: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: towers, step and length. `batch` is of all ranks."""
+    """A run: towers, step and length. students: the further ones."""
 
     towers: TwoTowerConfig
     step: StepSettings
     num_steps: int
     locked: frozenset[str] = frozenset()
     teacher: TwoTowerConfig | None = None
+    students: Mapping[str, TwoTowerConfig] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, TowerShape]:
-        return tower_shapes(meta_towers(self.towers), self.step.tokens, self.locked)
+        """By names such as "vision" and, of a further student, "small text"."""
+        found = tower_shapes(meta_towers(self.towers), self.step.tokens, self.locked)
+        for student, towers in self.students.items():
+            shapes = tower_shapes(meta_towers(towers), self.step.tokens)
+            found |= {f"{student} {name}": shape for name, shape in shapes.items()}
+        return found
 
-    def flops(self) -> PairFlops:
-        return PairFlops.of(meta_towers(self.towers), self.locked)
+    def flops(self) -> dict[str, PairFlops]:
+        """Of all students; the first one has no name."""
+        return {"": PairFlops.of(meta_towers(self.towers), self.locked)} | {
+            name: PairFlops.of(meta_towers(towers)) for name, towers in self.students.items()
+        }
 
     def pair_flops(self) -> float:
-        """A pair's share of a step, with the forward pass of the teacher."""
+        """A pair's share of a step of all students, with the forward pass of the teacher."""
         taught = PairFlops.of(meta_towers(self.teacher)).forward(self.step.tokens) if self.teacher else 0.0
-        return self.flops().step(self.step.tokens, self.step.all_pairs) + taught
+        return sum(flops.step(self.step.tokens, self.step.all_pairs) for flops in self.flops().values()) + taught
 
     @property
     def seen_pairs(self) -> int:
@@ -131,10 +141,6 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     if fit.model.class_path != MODULE:
         raise ValueError(f"model.class_path: found {fit.model.class_path}, need {MODULE}, whose towers can be counted")
     model, data, trainer = fit.model.init_args, fit.data, fit.trainer
-    if model.students:
-        raise ValueError(
-            f"plan: found model.students {list(model.students)}, need none; plan each with --model.init_args.students null and its towers"
-        )
     batch = (data.get("init_args") or NOTHING()).get("batch_size")
     if not batch or trainer.max_steps < 1:
         raise ValueError(
@@ -143,6 +149,7 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     stored = model.towers.as_dict()
     sizes = tokenizer_sizes(data, vocab_size, eos_id=2)
     towers = TwoTowerConfig.from_json({**stored, "text": {**stored["text"], **sizes}})
+    students = {name: student_towers(name, student, towers) for name, student in (model.students or {}).items()}
     strategy = trainer.strategy if isinstance(trainer.strategy, Namespace) else NOTHING()
     parallel = ParallelConfig(**{each.name: model.parallel[each.name] for each in fields(ParallelConfig)})
     loss = (model.loss or NOTHING()).get("init_args") or NOTHING()
@@ -150,7 +157,7 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
     step = StepSettings(
         all_pairs=batch * num_ranks(trainer),
         tokens=sizes["context_length"],
-        embed_dim=towers.embed_dim,
+        embed_dim=max(each.embed_dim for each in (towers, *students.values())),  # their losses are computed one after the other
         mixed=trainer.precision == "bf16-mixed",
         sharded=strategy.get("class_path") == STRATEGY,
         replicate=(strategy.get("init_args") or NOTHING()).get("replicate", 1),
@@ -163,7 +170,16 @@ def plan_of(fit: Any, vocab_size: int | None) -> Plan:
         cpu_offload=(strategy.get("init_args") or NOTHING()).get("cpu_offload", False),
         teacher=0 if teacher is None else count(meta_towers(teacher)),
     )
-    return Plan(towers, step, trainer.max_steps, frozenset(model.locked), teacher)
+    return Plan(towers, step, trainer.max_steps, frozenset(model.locked), teacher, students)
+
+
+def student_towers(name: str, student: Any, first: TwoTowerConfig) -> TwoTowerConfig:
+    """The towers of a further student, with the sizes of its tokenizer. Errors: ValueError for a tokenizer that is not here."""
+    towers = TwoTowerConfig.from_json(student.towers.as_dict())
+    path = None if student.tokenizer is None else Path(student.tokenizer)
+    if path is not None and not path.exists():
+        raise ValueError(f"model.students.{name}.tokenizer: found nothing at {path}, need its size; plan where the file is")
+    return replace(towers, text=student_text(StudentConfig(towers, path), first))
 
 
 def summary(plan: Plan) -> Table:
@@ -171,12 +187,14 @@ def summary(plan: Plan) -> Table:
     table = Table(title="towers", title_justify="left")
     for column in ("", "parameters", "of these token rows", "forward GFLOP a pair", "backward"):
         table.add_column(column, justify="left" if not column else "right")
-    flops, positions = plan.flops(), {"vision": plan.flops().image_positions, "text": plan.step.tokens}
-    for name, shape in plan.shapes().items():
-        tower = getattr(flops, name)
-        backward = f"{tower.backward(positions[name]) / 1e9:.1f}" if shape.trained else "locked"
-        forward = f"{tower.forward(positions[name]) / 1e9:.1f}"
-        table.add_row(name, f"{(shape.parameters + shape.table) / 1e6:,.1f} M", f"{shape.table / 1e6:,.1f} M", forward, backward)
+    shapes = plan.shapes()
+    for student, flops in plan.flops().items():
+        for tower, of_one, positions in (("vision", flops.vision, flops.image_positions), ("text", flops.text, plan.step.tokens)):
+            name = f"{student} {tower}".strip()
+            shape = shapes[name]
+            backward = f"{of_one.backward(positions) / 1e9:.1f}" if shape.trained else "locked"
+            forward = f"{of_one.forward(positions) / 1e9:.1f}"
+            table.add_row(name, f"{(shape.parameters + shape.table) / 1e6:,.1f} M", f"{shape.table / 1e6:,.1f} M", forward, backward)
     return table
 
 
@@ -259,7 +277,7 @@ def main(argv: list[str]) -> int:
         print_findings([Finding("warn", "teacher", text)])
     print_findings(
         [
-            shards_finding(fit.data, ranks),
+            *data_findings(fit.data, ranks, plan.seen_pairs),
             loader_finding(
                 measured, own.mfu * own.peak_tflops * 1e12 / plan.pair_flops(), num_workers(fit.data), plan.towers.vision.image_size
             ),

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from lightning.pytorch import LightningDataModule
 from mc2 import storage
 from mc2.data.datamodule import ShardDataModule
 from mc2.training.findings import Finding
+from mc2.training.recipe import ENGLISH_EPOCH, NUM_EPOCHS
 
 GB = 1e9
 SETTINGS: Any = Namespace  # jsonargparse's class has no types
 
 
-def shards_finding(data: Any, num_ranks: int) -> Finding:
-    """How the shards are dealt out. Errors: ValueError of the data module where a rank or worker would go without, for which the others would wait."""
+def data_findings(data: Any, num_ranks: int, seen_pairs: float) -> list[Finding]:
+    """How the shards are dealt out, and how many English pairs a run of so many sees. Errors: ValueError of the data module where a rank or worker would go without,
+    for which the others would wait.
+    """
     settings = data.get("init_args") or SETTINGS()
     shards = settings.get("shards") or []
     paths = [
@@ -32,15 +35,23 @@ def shards_finding(data: Any, num_ranks: int) -> Finding:
     ]  # one folder, or data sets with weights
     missing = [str(path) for path in paths if path is None or not Path(path).exists()]
     if missing:
-        return Finding(
-            "warn", "data", f"{' and '.join(missing)} not here, so shards per rank and worker are not checked; plan again where they are"
-        )
+        text = f"{' and '.join(missing)} not here, so shards per rank and worker are not checked, nor English pairs counted; plan again where they are"
+        return [Finding("warn", "data", text)]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=LightningDataModule)
     module = parser.instantiate_classes(SETTINGS(data=data)).data
     if not isinstance(module, ShardDataModule):
-        return Finding("warn", "data", f"{type(module).__name__} does not say how it is dealt out to {num_ranks} ranks")
-    return Finding("ok", "data", "; ".join(module.summary(num_ranks)))
+        return [Finding("warn", "data", f"{type(module).__name__} does not say how it is dealt out to {num_ranks} ranks")]
+    return [Finding("ok", "data", "; ".join(module.summary(num_ranks))), english_finding(module.expected_shares(), seen_pairs)]
+
+
+def english_finding(shares: Mapping[str, float], seen_pairs: float) -> Finding:
+    """`shares` of the languages, empty where nobody knows them."""
+    if not shares:
+        return Finding("warn", "english", "the shards do not say how many pairs of each language they have; those of `mc2 curate pack` do")
+    share = shares.get("en", 0.0)
+    text = f"{share * seen_pairs:,.4g} of {seen_pairs:,.4g} pairs seen, {share:.1%}; CLIP's English schedule sees {ENGLISH_EPOCH * NUM_EPOCHS:,.4g}"
+    return Finding("ok", "english", text)
 
 
 def measured_per_worker(path: Path) -> tuple[float, int]:

@@ -12,10 +12,11 @@ from PIL import Image
 
 from mc2.bench.clocks import Clock
 from mc2.bench.loader_sample import jpeg_of_size, picture, write_sample
-from mc2.bench.loader_speed import STAGES, Setting, appetite, stages
+from mc2.bench.loader_speed import Setting, appetite, stages
 from mc2.cli import main
 from mc2.data.shard_folder import open_folder
 from mc2.data.shard_reader import read_shard
+from mc2.data.stages import STAGES
 from tests.data.shards import small_tokenizer
 
 SMALL = [

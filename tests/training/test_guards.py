@@ -12,11 +12,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from mc2.data.datamodule import ShardDataModule
+from mc2.data.preprocess import ImagePreprocess
 from mc2.model.ranks import HostCopy, local
-from mc2.training.guards import SPIKES, Guard, check_weights
+from mc2.training.guards import SPIKES, Guard, Made, Origin, check_weights
 from mc2.training.module import ContrastiveModule
 from mc2.training.optimizer import OptimizerConfig
 from mc2.training.parallel import FSDP2Strategy
+from tests.data.shards import small_tokenizer, write_folder
 from tests.processes import run_processes
 from tests.training.test_parallel import whole
 from tests.training.tiny import TOWERS, Losses, TinyData, tiny_module, tiny_trainer
@@ -154,10 +157,26 @@ def test_a_spike_is_reported_and_nothing_else(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for step, noise in enumerate(torch.randn(200, generator=generator).tolist()):
         values = torch.tensor([9.0 if step == 150 else 2.0 + 0.1 * noise, 4.0])
-        guard._pending = step, HostCopy(values), ["a", "b"]
+        guard._pending = Made(step, HostCopy(values), Origin(["a", "b"], lambda: ["0.tar"]))
         guard._judge(trainer)
     lines = [json.loads(line) for line in (tmp_path / SPIKES).read_text().splitlines()]
-    assert [(line["step"], line["loss"], line["gradient_norm"], line["keys"]) for line in lines] == [(150, 9.0, 2.0, [["a", "b"]])]
+    expected = {"step": 150, "loss": 9.0, "gradient_norm": 2.0, "keys": [["a", "b"]], "shards": [["0.tar"]]}
+    assert [expected.items() <= line.items() for line in lines] == [True]
+
+
+def test_the_shards_of_a_batch_are_named(tmp_path: Path) -> None:
+    """Two ranks with two workers each: the shard that every pair's key names is among those of its batch, and the others are few."""
+    write_folder(tmp_path / "shards", [5, 9, 4, 10, 7, 6, 8, 3])
+    small_tokenizer(tmp_path / "tokenizer")
+    preprocess = ImagePreprocess(image_size=8)
+    settings: dict[str, Any] = {"batch_size": 2, "steps_per_epoch": 12, "lanes": 2, "shuffle_shards": 1, "preprocess": preprocess}
+    data = ShardDataModule(str(tmp_path / "shards"), str(tmp_path / "tokenizer"), **settings)
+    for rank in (0, 1):
+        loader = data.loader(rank, 2)
+        for batch in loader:
+            shards = loader.origin()()
+            assert {str(tmp_path / f"shards/{int(key[0]):05d}.tar") for key in batch.keys} <= set(shards)
+            assert len(shards) <= 2
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:

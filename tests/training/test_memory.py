@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -24,6 +25,7 @@ from mc2.model.vision_tower import VisionConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.flops import meta_towers
 from mc2.training.memory import StepSettings, checkpoint_bytes, host_bytes, memory_per_gpu, peak_bytes, tower_shapes
+from mc2.training.plan import Plan
 from tests.model.test_zoo import towers_of
 
 TOKENS = 20
@@ -105,18 +107,25 @@ LARGER = replace(
 )
 
 
-def measured_peak(config: TwoTowerConfig, step: StepSettings) -> float:
-    """Bytes at the peak of a whole step with AdamW, as torch's profiler sees allocations; weights and moments, which were there before, by their number."""
-    towers = TwoTower(config).train()
-    prepare_blocks(towers, ParallelConfig(checkpoint_every=step.checkpoint_every, selective=step.selective))
-    optimizer, loss = torch.optim.AdamW(towers.parameters(), fused=True), ContrastiveLoss()
-    size, pairs = config.vision.image_size, step.all_pairs
-    image, tokens = torch.zeros(pairs, 3, size, size, dtype=torch.uint8), torch.full((pairs, step.tokens), 2)
+def measured_peak(configs: Sequence[TwoTowerConfig], step: StepSettings) -> float:
+    """Bytes at the peak of a whole step of these students with AdamW, as torch's profiler sees allocations; weights and moments, which were there before, by
+    their number.
+    """
+    students = nn.ModuleList([TwoTower(config).train() for config in configs])
+    for towers in students:
+        prepare_blocks(cast(TwoTower, towers), ParallelConfig(checkpoint_every=step.checkpoint_every, selective=step.selective))
+    optimizer, loss = torch.optim.AdamW(students.parameters(), fused=True), ContrastiveLoss()
+    sizes, pairs = {config.vision.image_size for config in configs}, step.all_pairs
+    images = {size: torch.zeros(pairs, 3, size, size, dtype=torch.uint8) for size in sizes}
+    tokens = torch.full((pairs, step.tokens), 2)
 
     def train() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.mixed):
-            features = towers(image, tokens, step.micro_batches)
-        loss(*features).backward()
+        losses = []
+        for config, towers in zip(configs, students, strict=True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.mixed):
+                features = towers(images[config.vision.image_size], tokens, step.micro_batches)
+            losses.append(loss(*features))
+        torch.stack(losses).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -124,7 +133,7 @@ def measured_peak(config: TwoTowerConfig, step: StepSettings) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         train()
     changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return 12.0 * sum(weight.numel() for weight in towers.parameters()) + float(max(accumulate(changes)))
+    return 12.0 * sum(weight.numel() for weight in students.parameters()) + float(max(accumulate(changes)))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -144,7 +153,16 @@ def test_the_peak_is_what_the_profiler_sees(
     monkeypatch.setattr(attention, "attend", as_on_a_gpu)
     step = replace(StepSettings(all_pairs=64, tokens=TOKENS, embed_dim=32, mixed=mixed, sharded=False), **more)  # type: ignore[arg-type]
     parts = memory_per_gpu(tower_shapes(meta_towers(config), TOKENS), step, 1)
-    assert peak_bytes(parts, step) == pytest.approx(measured_peak(config, step), rel=0.15)
+    assert peak_bytes(parts, step) == pytest.approx(measured_peak([config], step), rel=0.15)
+
+
+@pytest.mark.parametrize(("mixed", "micro_batches"), [(False, 1), (True, 1), (False, 4)])
+def test_the_peak_of_two_students(mixed: bool, micro_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "attend", as_on_a_gpu)
+    step = StepSettings(all_pairs=64, tokens=TOKENS, embed_dim=32, mixed=mixed, sharded=False, micro_batches=micro_batches)
+    plan = Plan(LARGER, step, 1, students={"small": BASE})
+    parts = memory_per_gpu(plan.shapes(), step, 1)
+    assert peak_bytes(parts, step) == pytest.approx(measured_peak([LARGER, BASE], step), rel=0.15)
 
 
 def test_weights_and_moments_of_vit_h14_by_hand() -> None:

@@ -200,7 +200,10 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.parametrize(
     ("options", "message"),
-    [("ro", r"nothing can be written \(Read-only file system\)"), ("size=64k", r"No space left on device|could not be written")],
+    [
+        ("ro", r"nothing can be written \(Read-only file system\)"),
+        ("size=64k", r"a checkpoint could not be written \(.*\); the ones before it are whole; make room and go on with --ckpt_path last"),
+    ],
 )
 def test_a_read_only_and_a_full_disk(options: str, message: str, tmp_path: Path) -> None:
     """Real ones; the full one is met while the checkpoint of step 2 is written, and leaves no half of it under its name."""
@@ -213,7 +216,7 @@ def test_a_read_only_and_a_full_disk(options: str, message: str, tmp_path: Path)
         settings["checkpoints"] = {"every_n_steps": 2}
         settings["trainer"]["logger"] = False
         (tmp_path / "fit.yaml").write_text(yaml.safe_dump(settings))
-        with pytest.raises((ValueError, OSError), match=message):
+        with pytest.raises(ValueError, match=message):
             main(["fit", "--config", str(tmp_path / "fit.yaml")])
         assert not list(disk.glob("run/checkpoints/step=*"))
     finally:

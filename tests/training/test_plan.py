@@ -10,13 +10,20 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mc2.curation.balance import Balance, LanguageBalance
+from mc2.data.data_sets import DataSet
+from mc2.data.datamodule import ShardDataModule
+from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTower
 from mc2.training.flops import PairFlops, meta_towers
+from mc2.training.memory import checkpoint_bytes, memory_per_gpu
 from mc2.training.plan import fit_settings, main, plan_of
-from mc2.training.preflight import disk_finding
+from mc2.training.preflight import disk_finding, english_finding
 from tests.data.shards import small_tokenizer, write_folder
+from tests.data.test_datamodule import manifest
 from tests.model.test_zoo import towers_of
 from tests.training.test_recipe import SCHEDULES, chain
 
@@ -88,6 +95,7 @@ def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: P
         "ok   data: shards: 16 pairs in 16 shards, 2.0 for each of 2 lanes (workers) of 4 streams (ranks); 16.0 shards meet in a batch of 512 ("
         in shown
     )
+    assert "warn english: the shards do not say how many pairs of each language they have" in shown
     need = 0.4 * 989e12 / plan_of(fit_settings(recipe), None).pair_flops()
     assert f"warn loader: each rank needs {need:,.0f} pairs/s; measure with `mc2 bench loader --json FILE` on a node" in shown
     figures = tmp_path / "loader.json"
@@ -102,6 +110,25 @@ def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: P
     figures.write_text("{}")
     with pytest.raises(ValueError, match=r"--loader: found no figures in .*loader.json, need a file of `mc2 bench loader"):
         main(["plan", *recipe, "--loader", str(figures)])
+
+
+def test_english_pairs_are_counted(tmp_path: Path) -> None:
+    """Two data sets, 3 : 1: a third of the first is English; of the second, balanced, 80 of 100 pairs, of which French is left out: 80 of 90."""
+    tokenizer = str(small_tokenizer(tmp_path / "tokenizer"))
+    first = manifest(write_folder(tmp_path / "first", [4, 4]), captions={"en": 10, "de": 20})
+    second = manifest(write_folder(tmp_path / "second", [4, 4]), captions={"en": 1, "de": 1})
+    one = LanguageBalance(np.ones(1, dtype=np.int64), 1, np.ones(1))
+    pairs = {"en": 80, "de": 10, "fr": 10}
+    summary = {"languages": {code: {"expected_pairs": number} for code, number in pairs.items()}}
+    Balance(0.06, 1, "paper", dict.fromkeys(pairs, one)).save(tmp_path / "balance", lambda _code: ["x"], summary=summary)
+    sets = [DataSet(str(first), 3.0), DataSet(str(second), 1.0, balance=str(tmp_path / "balance"))]
+    share = ShardDataModule(sets, tokenizer, without_languages=["fr"]).expected_shares()["en"]
+    assert share == pytest.approx(0.75 / 3 + 0.25 * 80 / 90)
+    found = english_finding({"en": share, "de": 1 - share}, 2e9)
+    assert (found.level, found.text) == (
+        "ok",
+        f"{share * 2e9:,.4g} of 2e+09 pairs seen, {share:.1%}; CLIP's English schedule sees 1.28e+10",
+    )
 
 
 def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
@@ -143,6 +170,31 @@ def test_a_teacher_and_offload_are_counted(tmp_path: Path) -> None:
     assert plan_of(fit_settings([*recipe, "--model.init_args.teacher.folder", "nowhere"]), 1000).step == plain.step
     assert taught.step.teacher == sum(weight.numel() for weight in TwoTower(towers).parameters())
     assert taught.pair_flops() - plain.pair_flops() == PairFlops.of(meta_towers(towers)).forward(77)
+
+
+def test_students_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first one, and a small one with a vocabulary of its own: their operations, weights and activations add up."""
+    tokenizer = small_tokenizer(tmp_path / "tokenizer")
+    vision, text = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "heads": 2}, {"width": 32, "layers": 2, "heads": 2}
+    student = {"towers": {"embed_dim": 16, "vision": vision, "text": text}, "tokenizer": str(tokenizer)}
+    recipe = [*arguments("vit_l14_distilled.yaml"), "--trainer.precision", "32-true"]
+    both = [*recipe, "--model.init_args.students", json.dumps({"small": student})]
+    plain, plan = (plan_of(fit_settings(each), 1000) for each in (recipe, both))
+    small = plan.students["small"]
+    assert (small.vision.width, small.text.width, small.text.vocab_size) == (64, 32, Tokenizer(tokenizer).vocab_size)
+    operations = PairFlops.of(meta_towers(small)).step(77, plan.step.all_pairs)
+    assert plan.pair_flops() - plain.pair_flops() == pytest.approx(operations)
+    parameters = sum(weight.numel() for weight in meta_towers(small).parameters()) - 1  # the logit scale is nowhere counted
+    with_small, without = (memory_per_gpu(each.shapes(), each.step, 8) for each in (plan, plain))
+    assert with_small["moments"] - without["moments"] == pytest.approx(8 * parameters / 8)
+    assert with_small["activations"] > without["activations"]
+    assert checkpoint_bytes(plan.shapes(), plan.step) - checkpoint_bytes(plain.shapes(), plain.step) == 12 * parameters
+    shown = planned([*both, "--vocab_size", "1000"], capsys)
+    assert "small vision" in shown
+    assert "small text" in shown
+    student["tokenizer"] = "nowhere"
+    with pytest.raises(ValueError, match=r"model.students.small.tokenizer: found nothing at nowhere, need its size; plan where"):
+        plan_of(fit_settings([*recipe, "--model.init_args.students", json.dumps({"small": student})]), 1000)
 
 
 def test_what_cannot_be_planned_is_one_line() -> None:

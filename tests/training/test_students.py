@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import mc2
 from mc2.benchmarks.results import read_results
 from mc2.cli import main
+from mc2.curation.balance import Balance, LanguageBalance
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.tokenizer import Tokenizer, train_tokenizer
@@ -27,9 +29,12 @@ from tests.interchange.tiny import CAPTIONS, CONTEXT, tiny_parts
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, the tokenizer of the first student, another one, a teacher with a third, a benchmark."""
+    """Shards with a balance, the tokenizer of the first student, another one, a teacher with a third, a benchmark."""
     folder = tmp_path_factory.mktemp("pool")
     write_folder(folder / "shards", [20, 20])
+    probabilities = {"en": [1.0, 1.0], "de": [1.0, 0.5, 0.2], "fr": [1.0]}  # French captions have no entry: all are rejected
+    balances = {code: LanguageBalance(np.ones(len(each), dtype=np.int64), 1, np.array(each)) for code, each in probabilities.items()}
+    Balance(0.06, 1, "paper", balances).save(folder / "balance", lambda code: [str(i) for i in range(len(probabilities[code]))])
     small_tokenizer(folder / "tokenizer")
     train_tokenizer(CAPTIONS, folder / "other", 340)
     save(folder / "teacher", *tiny_parts(folder / "of_teacher"))
@@ -70,6 +75,7 @@ def config(pool: Path, run: Path) -> Path:
     data = {
         "shards": str(pool / "shards"),
         "tokenizer": str(pool / "tokenizer"),
+        "balance": str(pool / "balance"),
         "batch_size": 4,
         "steps_per_epoch": 2,
         "context_length": 12,
@@ -91,14 +97,16 @@ def config(pool: Path, run: Path) -> Path:
 
 
 def check_board(run: Path) -> None:
-    """What TensorBoard shows of two starts: every chart of the layout has something of this run in it but those named, pictures and settings are there."""
+    """What TensorBoard shows of two starts: every tag of the layout but those of a GPU is there, and all but a few of what is there are in the layout; pictures and
+    settings.
+    """
     events = EventAccumulator(str(run)).Reload()
     tags = set(events.Tags()["scalars"])
-    empty = {
-        chart for charts in LAYOUT.values() for chart, patterns in charts.items() if not any(re.match(p, t) for p in patterns for t in tags)
-    }
-    balanced = {"accepted by balancing", "rejected by balancing, share of each language"}
-    assert empty == {*balanced, "drops per sample, by reason", "use of the GPU", "memory, GB"}
+    patterns = {pattern for charts in LAYOUT.values() for of_chart in charts.values() for pattern in of_chart}
+    missing = {pattern for pattern in patterns if not any(re.match(pattern, tag) for tag in tags)}
+    assert missing == {"speed/mfu", "speed/hfu", "speed/memory_gb"}
+    elsewhere = {tag for tag in tags if not tag.startswith("small/task") and not any(re.match(pattern, tag) for pattern in patterns)}
+    assert elsewhere == {"epoch", "speed/wait_share", "students/small/logit_scale"}
     assert set(events.Tags()["images"]) == {"pictures/images", "small/benchmarks/languages", "small/benchmarks/task/top1"}
     assert {"custom_scalars__config__", "pictures/captions/text_summary"} <= set(events.Tags()["tensors"])
     assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
