@@ -29,6 +29,7 @@ from mc2.data.samples import Sample, SampleMaker, drop_reasons
 from mc2.data.shard_folder import ShardFolder
 from mc2.data.shard_index import index_tar
 from mc2.data.shard_reader import Record, ShardReader, read_shard
+from mc2.data.stages import Laps
 from mc2.records import DROP_REASONS
 from tests.data.shards import jpeg, packed, record
 
@@ -206,7 +207,7 @@ def outcomes(file: Path) -> Counter[str]:
 
 
 def _of_record(item: Record, reader: ShardReader) -> Counter[str]:
-    sample = MAKER.train(item, 0, reader)
+    sample = MAKER.train(item, 0, reader, Laps())
     found = Counter(drop_reasons(item, sample))
     assert found.keys() <= DROP_REASONS.keys()
     if isinstance(sample, Sample):

@@ -125,7 +125,7 @@ def measured_peak(configs: Sequence[TwoTowerConfig], step: StepSettings) -> floa
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.mixed):
                 features = towers(images[config.vision.image_size], tokens, step.micro_batches)
             losses.append(loss(*features))
-        torch.stack(losses).sum().backward()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 

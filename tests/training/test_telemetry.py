@@ -148,7 +148,7 @@ def fit(folder: Path, rank: int) -> list[dict[str, Any]]:
         return train(self, *arguments)
 
     if rank == 1:
-        SampleMaker.train = slow  # type: ignore[method-assign]
+        SampleMaker.train = slow  # type: ignore[assignment,method-assign]
     preprocess = ImagePreprocess(image_size=PIXELS)
     settings: dict[str, Any] = {"context_length": LENGTH, "batch_size": BATCH, "preprocess": preprocess}
     data = ShardDataModule(str(folder / "shards"), str(folder / "tokenizer"), str(folder / "balance"), **settings)
@@ -188,10 +188,10 @@ def test_numbers_are_those_of_all_ranks(tmp_path: Path) -> None:
         lines = [line for rank in ranks for line in rank[last - EVERY + 1 : last + 1]]
         captions = Counter(language for line in lines for language in line["languages"])
         before = [rank[last - EVERY] if last >= EVERY else nothing for rank in ranks]
-        drops, rejected = (
-            sum((rank[last][name] - old[name] for rank, old in zip(ranks, before, strict=True)), Counter())
-            for name in ("drops", "rejected")
-        )
+        drops, rejected = Counter[str](), Counter[str]()
+        for rank, old in zip(ranks, before, strict=True):
+            drops += rank[last]["drops"] - old["drops"]
+            rejected += rank[last]["rejected"] - old["rejected"]
         assert rejected["fr"] > 0
         for code in captions:
             assert found[f"languages/{code}"][last] == pytest.approx(captions[code] / (2 * EVERY * BATCH))

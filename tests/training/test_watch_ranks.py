@@ -116,7 +116,7 @@ def failure_of_texts(folder: Path, refused: str) -> str:
             raise ValueError(f"toy: nothing to score in {language}")
         return score(language, *arguments)
 
-    task.score = picky  # type: ignore[method-assign]
+    task.score = picky  # type: ignore[assignment,method-assign]
     engine = Engine(ToyModule().eval(), ToyData() if refused else Strict(), torch.device("cpu"), 5)
     try:
         next(engine.evaluate([task], [task.languages]))
@@ -129,7 +129,7 @@ def both_ranks(folder: Path) -> dict[str, Any]:
     """Everything that two processes are needed for: they cost seconds to start."""
     rank = int(os.environ["RANK"])
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # or it may have no workers that decode
-    callbacks.write_page = lambda *_: None  # type: ignore[assignment]  # in this process only: pictures cost seconds
+    setattr(callbacks, "write_page", lambda *_: None)  # noqa: B010  # in this process only: pictures cost seconds
     found: dict[str, Any] = {"fit": main(["fit", *config(folder, "job")])}
     watch = ["test", *config(folder, "watched"), "--watch", str(folder / "watched"), "--poll_seconds", "0.05"]
     if rank == 0:
