@@ -356,7 +356,7 @@ def start(
     image_bytes: int = 20_000,
     json: Path | None = None,
 ) -> None:
-    """Seconds from the start of a process to its first batch, at the beginning of a run and where a run of 20 steps goes on.
+    """Seconds from the start of a process to its loader's first batch, at the beginning of a run and where a run of 20 steps goes on.
 
     Args:
         shards: Number of shards; they are links to one file.
@@ -371,7 +371,7 @@ def start(
     from mc2.bench.clocks import circumstances
     from mc2.bench.loader_sample import jpeg_of_size, picture
     from mc2.bench.match_sample import sample_captions
-    from mc2.bench.start_speed import measure, write_shards
+    from mc2.bench.start_speed import lightning_seconds, measure, write_shards
     from mc2.data.tokenizer import train_tokenizer
 
     if min(shards, pairs, batch, repeats) < 1 or workers < 0:
@@ -386,8 +386,10 @@ def start(
     for what, seconds in figures.items():
         own = seconds["first_batch"] - seconds["imports"]
         print(
-            f"{what}: first batch after {seconds['first_batch']:.2f} s, {seconds['imports']:.2f} s of them imports (torch, lightning), {own:.2f} s ours"
+            f"{what}: first batch after {seconds['first_batch']:.2f} s, {seconds['imports']:.2f} s of them imports (torch), {own:.2f} s ours"
         )
+    figures["lightning_import"] = lightning_seconds(repeats)
+    print(f"`mc2 fit` imports Lightning beside it: {figures['lightning_import']:.2f} s")
     figures |= {
         "sample": {"shards": shards, "pairs": pairs, "batch": batch, "workers": workers},
         **circumstances(("mc2", "torch", "lightning")),

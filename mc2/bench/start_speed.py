@@ -22,16 +22,16 @@ from mc2.records import PackedCaption, ShardInfo, ShardManifest
 
 STEPS_BEFORE = 20  # of the run that is gone on with
 
-# A run's data module in a process of its own: the clock starts before Python does.
+# A loader in a process of its own: the clock starts before Python does. What a run imports beside it (Lightning) is measured apart.
 CHILD = """
 import json, os, sys, time
 import torch
-from mc2.data.datamodule import ShardDataModule
+from mc2.data.shard_data import ShardData
 from mc2.data.preprocess import ImagePreprocess
 imported = time.time()
 shards, tokenizer, state, batch, workers, steps = sys.argv[1:]
-module = ShardDataModule(shards, tokenizer, batch_size=int(batch), num_workers=int(workers), preprocess=ImagePreprocess(image_size=224))
-loader = module.loader(0, 1)
+data = ShardData(shards, tokenizer, batch_size=int(batch), num_workers=int(workers), preprocess=ImagePreprocess(image_size=224))
+loader = data.loader(0, 1)
 if os.path.exists(state):
     loader.load_state_dict(torch.load(state, weights_only=True))
 batches = iter(loader)
@@ -42,6 +42,8 @@ for _ in range(int(steps) - 1):
 torch.save(loader.state_dict(), state)
 print(json.dumps({"imported": imported, "first": first}))
 """
+
+LIGHTNING = "import time, torch; begin = time.time(); import lightning.pytorch; print(time.time() - begin)"
 
 
 def write_shards(folder: Path, shards: int, pairs: int, image: bytes) -> None:
@@ -77,3 +79,11 @@ def measure(folder: Path, tokenizer: Path, batch: int, workers: int, repeats: in
             times = json.loads(done.stdout.splitlines()[-1])
             found[name].append({"imports": times["imported"] - begin, "first_batch": times["first"] - begin})
     return {name: {part: median(each[part] for each in rounds) for part in rounds[0]} for name, rounds in found.items()}
+
+
+def lightning_seconds(repeats: int) -> float:
+    """Median of what a run spends on Lightning's import, beside that of torch."""
+    return median(
+        float(subprocess.run([sys.executable, "-c", LIGHTNING], check=True, stdout=subprocess.PIPE, text=True).stdout)
+        for _ in range(repeats)
+    )

@@ -12,8 +12,10 @@ import io
 import json
 import random
 import signal
+import struct
 import tarfile
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +63,13 @@ def _images() -> list[bytes]:
         file = io.BytesIO()
         Image.open(io.BytesIO(found[0])).save(file, kind)
         found.append(file.getvalue())
-    huge = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(huge, "PNG")
-    return [*found, huge.getvalue(), b"", b"\xff\xd8\xff", b"P4 30000 30000\n", b"GIF89a"]
+    return [*found, huge_png(found[1]), b"", b"\xff\xd8\xff", b"P4 30000 30000\n", b"GIF89a"]
+
+
+def huge_png(png: bytes) -> bytes:
+    """A PNG whose header says 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
 JUNK: tuple[Any, ...] = (None, 0, -1, 1.5, True, "x", "captions", [], {}, [[]], {"text": "a"}, 2**70, "\udcff", "\0", " ", "a" * 5000)

@@ -66,18 +66,19 @@ def saved(loader: Loader) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("stop", [1, 5, 8])
-def test_resume_goes_on_exactly(shards: Path, tokenizer_folder: Path, num_workers: int, stop: int) -> None:
-    module = data(shards, tokenizer_folder, num_workers=num_workers)
-    whole = batches(module.loader(0, 1), 20)
-    first = module.loader(0, 1)
-    assert keys(first, stop) == [batch.keys for batch in whole[:stop]]
-    second = data(shards, tokenizer_folder, num_workers=num_workers).loader(0, 1)
-    second.load_state_dict(saved(first))
-    for ours, theirs in zip(batches(second, 20 - stop), whole[stop:], strict=True):
-        assert ours.keys == theirs.keys
-        assert torch.equal(ours.image, theirs.image)
-        assert torch.equal(ours.tokens, theirs.tokens)
+def test_resume_goes_on_exactly(shards: Path, tokenizer_folder: Path, num_workers: int) -> None:
+    whole = batches(data(shards, tokenizer_folder, num_workers=num_workers).loader(0, 1), 20)
+    first = data(shards, tokenizer_folder, num_workers=num_workers).loader(0, 1)
+    done = 0
+    for stop in (1, 5, 8):
+        assert keys(first, stop - done) == [batch.keys for batch in whole[done:stop]]
+        done = stop
+        second = data(shards, tokenizer_folder, num_workers=num_workers).loader(0, 1)
+        second.load_state_dict(saved(first))
+        for ours, theirs in zip(batches(second, 20 - stop), whole[stop:], strict=True):
+            assert ours.keys == theirs.keys
+            assert torch.equal(ours.image, theirs.image)
+            assert torch.equal(ours.tokens, theirs.tokens)
 
 
 def test_the_global_order_is_the_same_on_other_numbers_of_ranks_and_workers(shards: Path, tokenizer_folder: Path) -> None:
@@ -148,7 +149,7 @@ def test_balancing_keeps_the_share_that_the_rule_says() -> None:
     probabilities = {"en": np.array([0.1, 0.5, 1.0]), "de": np.array([0.2])}
     captions = (PackedCaption("a", "en", (0,)), PackedCaption("b", "en", (0, 1)), PackedCaption("c", "de", (0,)), PackedCaption("d", "de"))
     maker = SampleMaker(SMALL, seed=3, probabilities=probabilities)
-    num_pairs = 8000
+    num_pairs = 4000
     drawn = Counter(str(maker.draw(Record(f"{i}", captions, b""), epoch=0)) for i in range(num_pairs))
     for caption in captions:
         kept = keep_probability(np.array(caption.entries, dtype=int), probabilities[caption.language]) / len(captions)
