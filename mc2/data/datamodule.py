@@ -11,7 +11,7 @@ from mc2.data.shard_data import FixedBatches, ShardData
 
 
 class ShardDataModule(ShardData, LightningDataModule):
-    """PairBatch after PairBatch from training shards, in an order that a seed fixes and a checkpoint resumes. Settings are those of ShardData."""
+    """PairBatch after PairBatch from training shards, in an order that a seed fixes and a checkpoint resumes. Settings: see `mc2.data.shard_data.ShardData` and docs/data.md."""
 
     _train: Loader | None = None
 
