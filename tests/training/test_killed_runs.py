@@ -164,7 +164,7 @@ def test_killed_runs_go_on_exactly(strategy: str, ranks: int, place: Path) -> No
 
 
 def test_a_killed_run_goes_on_with_another_number_of_ranks(place: Path) -> None:
-    """The same global batches; the losses differ in the last bits, because sums over ranks have another order."""
+    """The same global batches; the losses differ in the last bits, because sums over ranks have another order: an fp32 number has 1.2e-7 of itself."""
     run(place / "elastic", "ddp", 2, kill=(5, 1, "computed"))
     two = diary(place / "elastic", 2)
     (place / "elastic" / "1.jsonl").unlink()
@@ -175,4 +175,4 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(place: Path) -> None:
     assert list(keys) == list(range(5, STEPS + 1))
     assert {**two[0], **keys} == whole_keys
     for step, loss in losses.items():
-        assert float.fromhex(loss) == pytest.approx(float.fromhex(whole_losses[step]), rel=1e-4)
+        assert float.fromhex(loss) == pytest.approx(float.fromhex(whole_losses[step]), rel=2e-6)
