@@ -1,7 +1,8 @@
-"""Captions to ids and back: one class for SentencePiece files trained here, XLM-V's and SigLIP-i18n's (mT5's pieces).
+"""Captions to ids and back: one class for SentencePiece files trained here, XLM-V's, SigLIP-i18n's (mT5's pieces) and Gemma's.
 
 XLM-V form: bos 0, pad 1, eos 2, unk 3, every other piece has its number + 1, the mask comes last; rows are `bos pieces eos pad ...`.
 mT5 form: eos and pad 1, unk 2, pieces as they are numbered, lower-cased text without punctuation; rows are `pieces eos eos ...`.
+Gemma form: pad 0, eos 1, bos 2, unk 3, pieces as they are numbered; rows are `bos pieces eos pad ...`.
 Shapes: B captions, L ids of the longest.
 """
 
@@ -102,7 +103,7 @@ def _load(file: Path) -> tuple[sentencepiece.SentencePieceProcessor, Form]:
     card = file.with_name("tokenizer.json")
     if card.exists() and file.name == "tokenizer.model":
         found, need = storage.sha256_file(file), storage.read_json(card).get("sha256")
-        if found != need:
+        if need is not None and found != need:  # other tools, too, put a tokenizer.json beside a tokenizer.model
             raise ValueError(
                 f"{file}: found SHA-256 {found[:12]}, need {str(need)[:12]} of {card.name}; copy both files again or train the "
                 "tokenizer again"
@@ -118,7 +119,7 @@ def _parse(model: bytes) -> tuple[sentencepiece.SentencePieceProcessor, Form]:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise ValueError("not a SentencePiece model; copy it again or train a new one with `mc2 tokenizer train`") from error
-    return pieces, form_of([pieces.id_to_piece(i) for i in range(min(3, pieces.get_piece_size()))])
+    return pieces, form_of([pieces.id_to_piece(i) for i in range(min(4, pieces.get_piece_size()))])
 
 
 def write_tokenizer(folder: Path, model: bytes, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from tokenizers.models import Unigram
 
 from mc2 import storage
 from mc2.data.tokenizer import Tokenizer
-from mc2.data.tokenizer_forms import MT5
+from mc2.data.tokenizer_forms import MT5, XLM_V
 from mc2.interchange.model_directory import SENTENCEPIECE_FILE
 
 PUNCTUATION = Regex(r"[!-/:-@\[-`{-~]")  # string.punctuation
@@ -50,7 +50,9 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer in the form of the `tokenizers` package."""
+    """The tokenizer in the form of the `tokenizers` package. Errors: ValueError for a form that no other tool's CLIP reads."""
+    if tokenizer.form not in (XLM_V, MT5):
+        raise ValueError(f"{tokenizer.path}: found ids of the form {tokenizer.form.name}, need xlm-v or mt5 for the files of another tool")
     model: Any = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(tokenizer.pieces.serialized_model_proto())
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     if tokenizer.form != MT5:  # fairseq's order (mc2.data.tokenizer_forms)

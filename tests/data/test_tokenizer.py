@@ -14,6 +14,7 @@ import torch
 from mc2.cli import main
 from mc2.data.tokenizer import Tokenizer, train_tokenizer
 from mc2.data.tokenizer_forms import canonical_text
+from mc2.interchange.tokenizer_files import write_tokenizer_files
 from tests.data.shards import TEXTS, write_folder
 
 ODD = ["", "  two   spaces\tand\na line ", "\u2581fox\u2581", "<0x41><0x42>", "ﬁne ﬃ ＡＢＣ"]
@@ -65,6 +66,30 @@ def test_ids_of_the_mt5_form_are_those_of_transformers(mt5: Tokenizer, context_l
     ids = theirs(texts, padding=True, truncation=True, max_length=context_length)["input_ids"]
     torch.testing.assert_close(ours(texts), torch.tensor(ids, dtype=torch.int32))
     assert ours.vocab_size == theirs.vocab_size
+
+
+@pytest.mark.parametrize("context_length", [4, 77])
+def test_ids_of_the_gemma_form_are_those_of_sentencepiece(context_length: int, tmp_path: Path) -> None:
+    """A file as Gemma's is: bytes, merges, no space put before a caption; in a folder beside another tool's tokenizer.json."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 20), model_writer=model, vocab_size=600, hard_vocab_limit=False, byte_fallback=True, model_type="bpe",
+        add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        pad_id=0, pad_piece="<pad>", eos_id=1, eos_piece="<eos>", bos_id=2, bos_piece="<bos>", unk_id=3, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    ours, theirs = Tokenizer(tmp_path, context_length), sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    texts = [*TEXTS, *ODD, "<eos> a fox <eos>", "<bos>", "<pad>"]
+    for row, text in zip(ours(texts).tolist(), texts, strict=True):
+        ids = theirs.encode(text, add_bos=True, add_eos=True)
+        kept = ids if len(ids) <= context_length else [*ids[: context_length - 1], theirs.eos_id()]
+        assert row == kept + [theirs.pad_id()] * (len(row) - len(kept))
+        assert row.count(theirs.eos_id()) == 1
+        assert ours.decode(ours.encode([text])[0]) == text.replace("\u2581", " ")
+    assert (ours.vocab_size, ours.eos_id) == (theirs.get_piece_size(), 1)
+    with pytest.raises(ValueError, match="found ids of the form gemma, need xlm-v or mt5"):
+        write_tokenizer_files(tmp_path, ours)
 
 
 @pytest.mark.parametrize("text", [*SPECIAL, "", "!!!"])

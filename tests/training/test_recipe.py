@@ -32,6 +32,7 @@ SCHEDULES = {
     "vit_b32_mt5_english_metadata.yaml": Schedule(1.0, 32),
     "vit_b32_mt5_one_set.yaml": Schedule(1.0, 32),
     "vit_b32_mt5_one_threshold.yaml": Schedule(1.0, 32),
+    "vit_b32_gemma.yaml": Schedule(1.0, 32),
     "vit_b32_xlm_r.yaml": Schedule(1.0, 32),
     "vit_b32_xlm_v.yaml": Schedule(1.0, 32),
     "vit_l14_english.yaml": Schedule(1.0, 128),
@@ -57,6 +58,7 @@ DIFFERENCES = {  # what an experiment changes of its parent, the file before it 
     "vit_b32_mt5_english_metadata.yaml": CURATED,
     "vit_b32_mt5_one_set.yaml": CURATED,
     "vit_b32_mt5_one_threshold.yaml": CURATED,
+    "vit_b32_gemma.yaml": {"data.init_args.tokenizer"},
     "vit_b32_xlm_r.yaml": {"data.init_args.tokenizer"},
     "vit_b32_xlm_v.yaml": {"data.init_args.tokenizer"},
 }
