@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 240  # a hang, not a machine that has more to do
 
 
 def free_port() -> int:

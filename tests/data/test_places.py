@@ -49,7 +49,7 @@ class Half:
 
     views = Views()
 
-    def train(self, record: Record, epoch: int, _reader: Any) -> Sample | Drop:
+    def train(self, record: Record, epoch: int, _reader: Any, _laps: Any) -> Sample | Drop:
         accepted = storage.keyed_uniform(0, "balance", epoch, record.key) < 0.5
         return Sample(PIXEL, "a fox", "en", record.key) if accepted else Drop("balanced_away", "en")
 
