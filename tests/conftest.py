@@ -21,6 +21,11 @@ signal.signal(
 )  # a shell's background job begins without it, and tests of Ctrl-C would wait for ever
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A file's bytes are no name of a test: gzip writes the time into them, and pytest-xdist wants the same names in every worker."""
+    return argname if isinstance(val, bytes) else None
+
+
 class SmallerBatches(Quickstart):
     """The real stages and the real experiment, in seconds."""
 
