@@ -16,9 +16,11 @@ SMALLER = {"batch_size: 256": "batch_size: 32", "warmup_steps: 50": "warmup_step
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, and in the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background job begins without it, and tests of Ctrl-C would wait for ever
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> None:
+    """As in a fresh process: a shell's background job begins without the handler, and Lightning ignores Ctrl-C after an interrupted fit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

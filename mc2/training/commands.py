@@ -215,10 +215,10 @@ def check_beginning(model: ContrastiveModule, data: LightningDataModule) -> None
         rank_zero_only(print)(f"{what}: {', '.join(towers)} of {folder}" + "".join(f"; {note}" for note in notes))
 
 
-def command_line(argv: list[str]) -> Commands:
-    """Parse, build everything and run. Errors: ArgumentError of jsonargparse, ValueError."""
+def command_line(argv: list[str], kind: type[Commands] = Commands) -> Commands:
+    """Parse, build everything and run; `mc2 plan` parses only. Errors: ArgumentError of jsonargparse, ValueError."""
     quiet = {"exit_on_error": False}
-    return Commands(
+    return kind(
         LightningModule,
         LightningDataModule,
         save_config_callback=SaveRunConfig,
@@ -226,7 +226,7 @@ def command_line(argv: list[str]) -> Commands:
         trainer_class=RankingTrainer,
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,
-        parser_kwargs={**quiet, **{name: dict(quiet) for name in Commands.subcommands()}},
+        parser_kwargs={"prog": "mc2", **quiet, **{name: dict(quiet) for name in Commands.subcommands()}},
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

@@ -9,13 +9,12 @@ from typing import Any
 
 import rich
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
 from rich.table import Table
 
 from mc2.data.tokenizer import Tokenizer
 from mc2.model.two_tower import TwoTowerConfig
 from mc2.training.blocks import ParallelConfig
-from mc2.training.commands import TRAINER_DEFAULTS, Commands, quiet_logs
+from mc2.training.commands import Commands, command_line, quiet_logs
 from mc2.training.distillation import StudentConfig, student_text
 from mc2.training.findings import Finding, print_findings
 from mc2.training.flops import PairFlops, meta_towers
@@ -31,7 +30,6 @@ from mc2.training.memory import (
     tower_shapes,
 )
 from mc2.training.preflight import data_findings, disk_finding, loader_finding, measured_per_worker, sbatch_text
-from mc2.training.ranking import RankingTrainer
 from mc2.training.recipe import ENGLISH_BATCH, ENGLISH_EPOCH, NUM_EPOCHS
 from mc2.usage import PlainParser, one_line
 
@@ -56,24 +54,10 @@ class Settings(Commands):
 def fit_settings(argv: Sequence[str]) -> Any:
     """The settings that `mc2 fit` would have. Errors: ValueError in one line."""
     quiet_logs()
-    quiet = {"exit_on_error": False}
     try:
-        parsed = Settings(
-            LightningModule,
-            LightningDataModule,
-            trainer_class=RankingTrainer,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            parser_kwargs={**quiet, "fit": dict(quiet)},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=["fit", *argv],
-        )
+        return command_line(["fit", *argv], Settings).config.fit
     except ArgumentError as error:
         raise ValueError(f"{one_line(str(error))}; `mc2 fit --print_config` shows every key") from error
-    return parsed.config.fit
 
 
 @dataclass(frozen=True)

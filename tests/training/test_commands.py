@@ -113,12 +113,8 @@ def test_ctrl_c_leaves_a_whole_checkpoint(
 ) -> None:
     """Once: after the step. Twice: at once, with the checkpoint before. Both end with status 130."""
     stop = {"class_path": "tests.training.tiny.SignalAt", "init_args": {"step": 3, "number": int(signal.SIGINT), "times": times}}
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            call("fit", over={"trainer": {"callbacks": [stop]}})
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C from there on
+    with pytest.raises(KeyboardInterrupt):
+        call("fit", over={"trainer": {"callbacks": [stop]}})
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").readlink() == Path(saved)
     monkeypatch.setattr("mc2.training.commands.command_line", lambda _argv: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli(["fit"]) == 130
