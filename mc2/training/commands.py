@@ -63,6 +63,7 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "inference_mode": False,
     "use_distributed_sampler": False,
+    "enable_model_summary": False,  # it counts no operations of these towers and warns of bf16; ContrastiveModule.sizes says what they are
 }
 
 
@@ -146,6 +147,8 @@ class Commands(LightningCLI):
                 check_beginning(self.model, self.datamodule)
         if self.subcommand == "fit":
             check_run_folder(self.trainer)  # makes it, so nothing else may be wrong
+            if isinstance(self.model, ContrastiveModule):
+                rank_zero_only(print)("\n".join(f"model: {line}" for line in self.model.sizes()))
         if settings["ckpt_path"] is not None and self.subcommand == "fit":
             rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")
         settings["ckpt_path"] = None if path is None else str(path)

@@ -16,6 +16,7 @@ from mc2.model.two_tower import TwoTower, TwoTowerConfig
 from mc2.training.blocks import ParallelConfig, prepare_blocks
 from mc2.training.distillation import StudentConfig, StudentEncoder, StudentInputs, student_inputs
 from mc2.training.ema import EmaConfig, follow
+from mc2.training.flops import meta_towers
 from mc2.training.initial_weights import TOWERS, Tower, load_initial_weights
 from mc2.training.parallel import FSDP2Strategy, mixed_precision, shard
 
@@ -142,6 +143,17 @@ class TowersModule(LightningModule):
         checkpoint["towers"] = self.tower_config.to_json()  # export and the check before loading need nothing but the checkpoint
         checkpoint["students"] = self.students_json()
         checkpoint["ema"] = self.ema is not None
+
+    def sizes(self) -> list[str]:
+        """Parameters of the towers, a line for each student."""
+        lines = []
+        for name, config in {"": self.tower_config, **{name: student.towers for name, student in self.students_config.items()}}.items():
+            towers = meta_towers(config)
+            parts = towers.vision, towers.text, towers.text.token_embedding
+            vision, text, rows = (sum(parameter.numel() for parameter in part.parameters()) / 1e6 for part in parts)
+            line = f"vision {vision:,.4g} M parameters, text {text:,.4g} M, {rows:,.4g} M of them rows of tokens"
+            lines.append(f"{name}: {line}" if name else f"{line}; locked: {', '.join(self.locked)}" if self.locked else line)
+        return lines
 
     def students_json(self) -> dict[str, Any]:
         """The configurations of the further students' towers, plain values."""

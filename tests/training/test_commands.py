@@ -59,8 +59,12 @@ def last_weights(run: Path) -> dict[str, Any]:
 SHARES = {"de": 3 / 8, "sw": 3 / 8, "unknown": 2 / 8}  # of the captions of the tiny data
 
 
-def test_fit_writes_a_run_that_tells_its_story(call: Callable[..., int], tmp_path: Path) -> None:
+def test_fit_writes_a_run_that_tells_its_story(call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("fit") == 0
+    weights = {name: number.numel() / 1e6 for name, number in last_weights(tmp_path / "run").items()}
+    vision, text = (sum(number for name, number in weights.items() if f"towers.{tower}." in name) for tower in ("vision", "text"))
+    rows = weights["towers.text.token_embedding.weight"]
+    assert f"model: vision {vision:.4g} M parameters, text {text:.4g} M, {rows:.4g} M of them rows of tokens\n" in capsys.readouterr().out
     found = scalars(tmp_path / "run")
     assert set(found["train/loss"]) == set(range(STEPS))
     assert set(found["speed/samples_per_second"]) == set(range(STEPS))

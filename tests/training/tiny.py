@@ -49,7 +49,6 @@ def fit_config(run: Path, max_steps: int) -> dict[str, Any]:
             "log_every_n_steps": 1,
             "default_root_dir": str(run),
             "enable_progress_bar": False,
-            "enable_model_summary": False,
         },
         "model": {
             "class_path": "mc2.training.module.ContrastiveModule",
