@@ -161,6 +161,17 @@ def test_top_classes_are_the_first_of_a_sorted_list(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(score.numpy(), -np.sort(-cosine, axis=1)[:, :3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 4, 200])
+def test_top_classes_of_many_equal_scores_are_those_of_a_stable_sort(k: int) -> None:
+    image, classes = torch.eye(8)[torch.arange(50) % 8], torch.eye(8)[torch.from_numpy(np.random.default_rng(0).integers(0, 8, 70))]
+    image[::7] += torch.eye(8)[3]  # two scores above 0, both often
+    image[5] = torch.nan
+    score, order = metrics.top_classes(image, classes, k)
+    need = torch.sort(normalize(image, dim=1) @ classes.T, dim=1, descending=True, stable=True)
+    assert torch.equal(order, need.indices[:, :k])
+    torch.testing.assert_close(score, need.values[:, :k], equal_nan=True)
+
+
 def test_roc_auc_and_macro_f1_equal_scikit_learn() -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
