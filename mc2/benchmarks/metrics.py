@@ -10,7 +10,6 @@ Shapes: N images, T texts, C classes, Q queries, K candidates, P pairs (query, c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
