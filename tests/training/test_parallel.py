@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 
 from mc2.training.blocks import ParallelConfig
@@ -28,10 +30,13 @@ def train(
 ) -> dict[str, Any]:
     """Losses, parameters and features after a few steps; the towers are also called alone before and after, as benchmarks do.
 
-    strategy: "auto", "ddp", or "fsdp2 x <copies of the model>".
+    strategy: "auto", "ddp", "offloaded", or "fsdp2 x <copies of the model>".
     """
     name, _, copies = strategy.partition(" x ")
-    chosen = FSDP2Strategy(replicate=int(copies), timeout_minutes=0.5) if name == "fsdp2" else name
+    chosen: Any = FSDP2Strategy(replicate=int(copies), timeout_minutes=0.5) if name == "fsdp2" else name
+    if name == "offloaded":
+        pytest.MonkeyPatch().setattr("mc2.training.parallel.CPUOffloadPolicy", Unpinned)  # in a process of its own
+        chosen = OffloadsHere(cpu_offload=True, timeout_minutes=0.5)
     losses, module, data = Losses(), tiny_module(parallel=parallel or ParallelConfig()), TinyData()
     settings: dict[str, Any] = {"max_steps": STEPS, "gradient_clip_val": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
     trainer = tiny_trainer(
@@ -50,6 +55,23 @@ def train(
     }
 
 
+class OffloadsHere(FSDP2Strategy):
+    """cpu_offload on the CPU: all of its path but the copies from one memory to the other."""
+
+    def set_world_ranks(self) -> None:
+        ModelParallelStrategy.set_world_ranks(self)  # ours refuses it
+
+    def _get_process_group_backend(self) -> str:
+        return "gloo"  # NCCL wants a GPU
+
+
+class Unpinned(CPUOffloadPolicy):
+    """Pinning, too, wants a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(pin_memory=False)
+
+
 class Encodes(Callback):
     """Calls each tower alone before the first step."""
 
@@ -66,7 +88,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ranks"), [("ddp", 2), ("fsdp2 x 1", 2), ("fsdp2 x 1", 1), ("fsdp2 x 1", 4), ("fsdp2 x 2", 2), ("fsdp2 x 2", 4)]
+    ("strategy", "ranks"),
+    [("ddp", 2), ("fsdp2 x 1", 2), ("fsdp2 x 1", 1), ("fsdp2 x 1", 4), ("fsdp2 x 2", 2), ("fsdp2 x 2", 4), ("offloaded", 2)],
 )
 def test_trains_as_one_process_does(strategy: str, ranks: int, alone: dict[str, Any], tmp_path: Path) -> None:
     assert_same_run(run_processes(train, [(str(tmp_path), strategy, ranks)] * ranks, join=False), alone)
