@@ -89,9 +89,8 @@ def _first(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     order_Bk = scores_BC.topk(k, dim=1).indices.sort(dim=1).values
     best_Bk, place_Bk = scores_BC.gather(1, order_Bk).sort(dim=1, descending=True, stable=True)
     order_Bk = order_Bk.gather(1, place_Bk)
-    tied_B = (scores_BC >= best_Bk[:, -1:]).sum(
-        dim=1, dtype=torch.int32
-    ) != k  # topk takes any of those that are equal to the last one; NaN
+    reached_B = (scores_BC >= best_Bk[:, -1:]).sum(dim=1, dtype=torch.int32)
+    tied_B = reached_B != k  # topk takes any of those that are equal to the last one; 0 for NaN
     best_TC, order_TC = scores_BC[tied_B].sort(dim=1, descending=True, stable=True)
     best_Bk[tied_B], order_Bk[tied_B] = best_TC[:, :k], order_TC[:, :k]
     return best_Bk, order_Bk
