@@ -1,4 +1,4 @@
-"""What tests of several parts share: one finished quickstart on a few drawings."""
+"""What all tests share: Ctrl-C as in a fresh process, names that are the same in every worker, and one finished quickstart on a few drawings."""
 
 from __future__ import annotations
 
