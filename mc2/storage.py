@@ -150,6 +150,18 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def read_columns(file: Path | IO[bytes], *names: str) -> list[NDArray[Any]]:
+    """Columns of numbers of a parquet file. Neither `read_table` nor `to_numpy`: both import pandas where it is installed, for longer than an index takes.
+
+    Errors: OSError, KeyError for a column that is not there, pyarrow.ArrowException for what is no parquet file or has nulls.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as parquet:
+        table = parquet.read(columns=list(names))
+    return [np.from_dlpack(table[name].combine_chunks()) for name in names]
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Errors: ValueError that names the file if it is missing or not JSON."""
     try:

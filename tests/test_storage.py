@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mc2 import storage
@@ -77,6 +81,23 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json: not valid JSON"):
         storage.read_json(tmp_path / "bad.json")
+
+
+@pytest.mark.filterwarnings("ignore:Exporting an unversioned DLPack")  # numpy's second try with the column that has nulls
+def test_columns_of_numbers_are_read_without_pandas(tmp_path: Path) -> None:
+    columns = {"offset": np.arange(5), "probability": np.linspace(0, 1, 5), "entry": list("abcde"), "none": [None] * 5}
+    pq.write_table(pa.table(columns), tmp_path / "some.parquet", row_group_size=2)
+    pq.write_table(pa.table({"offset": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
+    probability, offset = storage.read_columns(tmp_path / "some.parquet", "probability", "offset")
+    np.testing.assert_array_equal(probability, columns["probability"])
+    np.testing.assert_array_equal(offset, columns["offset"])
+    assert storage.read_columns(tmp_path / "empty.parquet", "offset")[0].shape == (0,)
+    for name, error in (("size", KeyError), ("none", pa.ArrowException)):
+        with pytest.raises(error):
+            storage.read_columns(tmp_path / "some.parquet", name)
+    (tmp_path / "pandas.py").write_text("print('pandas')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from mc2 import storage; print(storage.read_columns('some.parquet', 'offset')[0].sum())"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout == "10\n"
 
 
 def test_a_stage_is_done_once_and_only_with_its_own_inputs(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -281,12 +280,11 @@ def _write_language(path: Path, language: LanguageBalance, entries: Sequence[str
 
 def _read_language(path: Path, row: Mapping[str, Any]) -> LanguageBalance:
     try:
-        table = pq.read_table(path, columns=["id", "count", "probability"])
-    except (OSError, pa.ArrowException) as error:
+        ids, count, probability = storage.read_columns(path, "id", "count", "probability")
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"{path}: cannot be read ({error}); run `mc2 curate balance` again") from error
     counts, entry_prob = np.zeros(row["entries"], np.int64), np.ones(row["entries"])
-    ids = table["id"].to_numpy()
-    if pc.sum(table["count"]).as_py() not in (row["matches"], None) or (len(ids) and ids.max() >= row["entries"]):
+    if count.sum() != row["matches"] or (len(ids) and ids.max() >= row["entries"]):
         raise ValueError(f"{path}: does not belong to balance.json beside it; run `mc2 curate balance` again")
-    counts[ids], entry_prob[ids] = table["count"].to_numpy(), table["probability"].to_numpy()
+    counts[ids], entry_prob[ids] = count, probability
     return LanguageBalance(counts, row["threshold"], entry_prob)

@@ -42,10 +42,9 @@ def read_index(folder: ShardFolder, name: str) -> NDArray[np.int64]:
     if path is None:
         return index_tar(folder.path / name)
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()), columns=["offset", "size"])
-    except (OSError, pa.ArrowException) as error:
+        rows = np.stack(storage.read_columns(io.BytesIO(path.read_bytes()), "offset", "size"), axis=1)
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
-    rows = np.stack([table["offset"].to_numpy(), table["size"].to_numpy()], axis=1)
     expected = folder.num_records.get(name, len(rows))
     end = int(rows[-1].sum()) if len(rows) else 0
     if len(rows) != expected or end > folder.num_bytes[name]:
