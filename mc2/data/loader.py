@@ -6,14 +6,13 @@ prefetched.
 
 from __future__ import annotations
 
-import atexit
 import signal
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import torch
@@ -183,8 +182,10 @@ class Loader:
         self._batches, self._steps, self._num_workers, self._layout, self._pin_memory = batches, steps, num_workers, layout, pin_memory
         self.tally = Tally()
         self._before = batches.share  # the last batch
-        self._iterator: Iterator[Delivery | str] | None = None
-        atexit.register(_close, weakref.ref(self))  # workers ignore SIGTERM: a process that ends without this waits for them for ever
+        self._running: list[Iterator[Delivery | str]] = []  # the one that runs, if any
+        # Workers ignore SIGTERM: the process waits for ever for those that nobody tells to stop. So they are told when it ends and when the loader is collected;
+        # held from here, the iterator is no part of the cycle that is collected with it, in which its queues would go first.
+        Finalize(self, self._running.clear, exitpriority=100)  # the queues' own is 10
         check_layout(batches.mixture.plan, batches.share, num_workers)
 
     @property
@@ -205,10 +206,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[PairBatch]:
         """One virtual epoch. Errors: ValueError of a worker, in the words of the worker."""
-        if self._iterator is None:
-            self._iterator = self._start()
+        if not self._running:
+            self._running.append(self._start())
         for _ in range(self._steps):
-            delivery = next(self._iterator)
+            delivery = next(self._running[0])
             if isinstance(delivery, str):
                 raise ValueError(delivery)
             self._before = share = self._batches.share
@@ -229,7 +230,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the workers; the next epoch starts them again at the same place."""
-        self._iterator = None
+        self._running.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The order's identity, the number of batches and the places of the streams of all ranks; every rank must call it."""
@@ -264,11 +265,6 @@ class Loader:
         share = replace(share, first_batch=state["batch"], places=places)
         self.close()
         self._batches.mixture, self._batches.share = mixture, share
-
-
-def _close(loader: weakref.ref[Loader]) -> None:
-    if (alive := loader()) is not None:
-        alive.close()
 
 
 def open_shards(mixture: Mixture, before: Share, behind: Share) -> list[str]:

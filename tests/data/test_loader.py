@@ -106,12 +106,21 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one(shards: Path, tokenizer_folder
     assert keys(one, 6) == whole[4:]
 
 
-def test_a_script_that_stops_between_two_batches_ends(shards: Path, tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param("", id="end"),
+        # as an exception does whose traceback is kept: the loader goes with the next collection, its workers' queues at once
+        pytest.param("import gc; cycle = [loader, batches]; cycle.append(cycle); del cycle, loader, batches; gc.collect()", id="cycle"),
+    ],
+)
+def test_a_script_that_stops_between_two_batches_ends(shards: Path, tokenizer_folder: Path, then: str) -> None:
     script = f"""
 from mc2.data.datamodule import ShardDataModule
 loader = ShardDataModule({str(shards)!r}, {str(tokenizer_folder)!r}, batch_size=4, num_workers=2, lanes=2).loader(0, 1)
 batches = iter(loader)
 print(len(next(batches).keys))
+{then}
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
