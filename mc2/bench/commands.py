@@ -187,6 +187,7 @@ def loader(
     against: Literal["open_clip"] | None = None,
     gpu: str = "H100",
     mfu: float = 0.4,
+    gpu_decode: bool = False,
     json: Path | None = None,
 ) -> None:
     """Samples, tokens and bytes a second of the training loader, time by stage, and how many workers a GPU needs for each model of the zoo.
@@ -205,6 +206,7 @@ def loader(
         against: open_clip: its webdataset pipeline beside ours, on the same shards (needs `pip install 'mc2[bench,interchange]'`).
         gpu: Name of the GPU to feed ("H100", "A100").
         mfu: Share of its peak speed that training reaches.
+        gpu_decode: Our side decodes on this machine's GPU, as with `data.gpu_decode`.
         json: File to write the figures to.
     """
     from mc2 import storage
@@ -240,11 +242,11 @@ def loader(
                 tokenizer = folder / "tokenizer"
                 train_tokenizer(captions, tokenizer, vocab_size=8000)
         assert tokenizer is not None
-        setting = Setting(shards, tokenizer, image_size, batch, batches, repeats)
+        setting = Setting(shards, tokenizer, image_size, batch, batches, repeats, gpu_decode=gpu_decode)
         needs = appetite(gpu, mfu, setting.context_length, batch=32_768)
         figures = measure(setting, list(workers), folder / "open_clip" if against else None)
     sample: dict[str, Any] = {"pairs": pairs, "pixels": pixels, "image_size": image_size, "batch": batch, "batches": batches}
-    sample |= {"gpu": gpu, "mfu": mfu, "tokens": setting.context_length}
+    sample |= {"gpu_decode": gpu_decode, "gpu": gpu, "mfu": mfu, "tokens": setting.context_length}
     per_worker = max(row["samples_per_second"] / max(int(number), 1) for number, row in figures["sides"]["mc2"]["workers"].items())
     figures |= {"sample": sample, "samples_per_second_of_a_worker": per_worker, "samples_per_second_of_a_gpu": needs, **about}
     print_table(figures)

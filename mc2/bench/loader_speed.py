@@ -18,11 +18,13 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch.utils.data import default_collate
 
 from mc2 import storage
 from mc2.bench.clocks import Clock
 from mc2.data.datamodule import ShardDataModule
+from mc2.data.gpu_decode import can_decode
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.samples import Drop, SampleMaker
 from mc2.data.shard_folder import open_folder
@@ -32,6 +34,7 @@ from mc2.data.tokenizer import Tokenizer
 from mc2.interchange.convert import named_towers
 from mc2.training.flops import PEAK_FLOPS, PairFlops, meta_towers
 
+GPU = torch.device("cuda")
 OURS, THEIRS = "mc2", "open_clip"
 MODELS = ("ViT-S-16", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14-quickgelu", "ViT-bigG-14")
 Round = Callable[[int, int], Iterator[int]]  # (workers, batches) -> the token ids of each batch that are not padding
@@ -48,11 +51,14 @@ class Setting:
     batches: int
     repeats: int
     context_length: int = 77
+    gpu_decode: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "batches", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loader: found {name} {getattr(self, name)}, need at least 1")
+        if self.gpu_decode and not can_decode(GPU):
+            raise ValueError("loader: found --gpu_decode, need a GPU and a torchvision with nvJPEG; leave it out to measure the workers")
 
 
 def our_round(setting: Setting) -> Round:
@@ -67,9 +73,12 @@ def our_round(setting: Setting) -> Round:
             num_workers=workers,
             context_length=setting.context_length,
             preprocess=ImagePreprocess(image_size=setting.image_size),
+            gpu_decode=setting.gpu_decode,
         )
         pad = module.tokenizer.pad_id
-        for batch in module.loader(0, 1):
+        for batch in module.loader(0, 1, GPU if setting.gpu_decode else None):
+            if setting.gpu_decode:
+                torch.cuda.synchronize()
             yield int((batch.tokens != pad).sum())
 
     return run

@@ -6,7 +6,7 @@ from collections import Counter
 
 from lightning.pytorch import LightningDataModule
 
-from mc2.data.loader import Loader, Tally
+from mc2.data.loader import CPU, Loader, Tally
 from mc2.data.shard_data import FixedBatches, ShardData
 
 
@@ -40,7 +40,7 @@ class ShardDataModule(ShardData, LightningDataModule):
             rank, world_size = self._ranks()
             if self.trainer and rank == 0:
                 print("\n".join(f"data: {line}" for line in self.summary(world_size)))
-            self._train = self.loader(rank, world_size, self._pin_memory())
+            self._train = self.loader(rank, world_size, self.trainer.strategy.root_device if self.trainer else CPU)
         return self._train
 
     def val_dataloader(self) -> FixedBatches:
@@ -57,6 +57,3 @@ class ShardDataModule(ShardData, LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

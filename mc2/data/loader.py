@@ -21,11 +21,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mc2.data.batch import PairBatch
 from mc2.data.data_sets import LAYOUT, Mixture, Source
+from mc2.data.gpu_decode import Files, GpuDecoder, joined
 from mc2.data.places import Place, packed, unpacked
 from mc2.data.samples import Sample, collate, drop_reasons, nothing_usable
 from mc2.data.shard_stream import Plan, Position, stream_records
 from mc2.data.stages import Laps
 from mc2.data.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
 
 # Passes in a row without a sample after which balancing is not taken for bad luck any more.
 MOST_BARREN_PASSES = 100
@@ -53,11 +56,12 @@ class Tally:
 
 
 class Delivery(NamedTuple):
-    """What a worker sends: a batch, the places of its streams behind the batch, and what happened to the records since the last one."""
+    """What a worker sends: a batch, the places of its streams behind the batch, what happened to the records since the last one; files for the GPU."""
 
     batch: PairBatch
     places: dict[int, Place]
     tally: Tally
+    files: Files | None = None
 
 
 @dataclass
@@ -157,7 +161,8 @@ class BatchStream(IterableDataset[Delivery | str]):
             samples = [sample for stream in own for sample in streams[stream].take(self.share.batch_size // len(own), tally, laps)]
             made = collate(samples, self.tokenizer, self.mixture.views, laps)
             tally.seconds = laps.seconds
-            yield Delivery(made, {stream: streams[stream].place for stream in own}, tally)
+            files = {row: sample.file for row, sample in enumerate(samples) if sample.file}
+            yield Delivery(made, {stream: streams[stream].place for stream in own}, tally, joined(files) if files else None)
 
 
 def leave_signals_to_the_parent() -> None:
@@ -178,8 +183,17 @@ class Loader:
     that do not divide.
     """
 
-    def __init__(self, batches: BatchStream, steps: int, num_workers: int, layout: Mapping[str, int], pin_memory: bool = False) -> None:
-        self._batches, self._steps, self._num_workers, self._layout, self._pin_memory = batches, steps, num_workers, layout, pin_memory
+    def __init__(
+        self,
+        batches: BatchStream,
+        steps: int,
+        num_workers: int,
+        layout: Mapping[str, int],
+        device: torch.device = CPU,
+        decoder: GpuDecoder | None = None,
+    ) -> None:
+        self._batches, self._steps, self._num_workers, self._layout = batches, steps, num_workers, layout
+        self._device, self._decoder = device, decoder
         self.tally = Tally()
         self._before = batches.share  # the last batch
         self._running: list[Iterator[Delivery | str]] = []  # the one that runs, if any
@@ -214,8 +228,12 @@ class Loader:
                 raise ValueError(delivery)
             self._before = share = self._batches.share
             self._batches.share = replace(share, first_batch=share.first_batch + 1, places={**share.places, **delivery.places})
+            batch = delivery.batch
+            if delivery.files is not None:
+                assert self._decoder is not None
+                batch = self._decoder.completed(batch, delivery.files, self.mixture.views, delivery.tally.drops)
             self.tally.add(delivery.tally)
-            yield delivery.batch
+            yield batch
 
     def _start(self) -> Iterator[Delivery | str]:
         loader = DataLoader(
@@ -223,7 +241,7 @@ class Loader:
             batch_size=None,
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
-            pin_memory=self._pin_memory,
+            pin_memory=self._device.type == "cuda",
             generator=torch.Generator().manual_seed(self.mixture.plan.seed % 2**63),  # else a number is drawn from the model's generator
         )
         return iter(loader)

@@ -84,19 +84,20 @@ class ImagePreprocess:
             raise BrokenImage("image: has no pixels")
         return image
 
-    def decode(self, data: bytes) -> Tensor:
-        """The decoded image for training: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop.
+    def decode(self, data: bytes, whole: bool = False) -> Tensor:
+        """The decoded image for training: uint8 (H, W, 3), a JPEG at the smallest scale (1, 1/2, 1/4, 1/8) that still fills every crop; `whole`: at scale 1.
 
-        The pixels are PIL's: what libjpeg-turbo reads without a complaint it reads faster by itself, and PIL decides about all the rest.
+        The pixels are PIL's: what libjpeg-turbo reads without a complaint it reads faster by itself, and PIL decides about all the rest. Errors: BrokenImage,
+        HugeImage.
         """
         with suppress(ValueError):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             if width * height <= self.max_pixels:
-                shrink = self._shrink(width, height)
+                shrink = 1 if whole else self._shrink(width, height)
                 least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
                 return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", **least, min_factor=shrink))
         image = self.open(data)
-        shrink = self._shrink(image.width, image.height)
+        shrink = 1 if whole else self._shrink(image.width, image.height)
         image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
         return torch.from_numpy(np.array(_rgb(_decoded(image))))
 
@@ -106,10 +107,14 @@ class ImagePreprocess:
         Resized by torch, within one level of PIL's result and twice as fast.
         """
         picture = self.decode(image) if isinstance(image, bytes) else image
-        left, top, right, bottom = random_crop(picture.shape[1], picture.shape[0], self.scale, self.ratio, _uniforms(seed))
+        left, top, right, bottom = self.drawn_crop(picture.shape[1], picture.shape[0], seed)
         crop = picture[top:bottom, left:right].permute(2, 0, 1)[None]
         resized = functional.interpolate(crop, (self.image_size, self.image_size), mode="bicubic", antialias=True)
         return resized[0].contiguous()
+
+    def drawn_crop(self, width: int, height: int, seed: int) -> tuple[int, int, int, int]:
+        """left, top, right, bottom of the crop that the seed draws, in an image of so many pixels."""
+        return random_crop(width, height, self.scale, self.ratio, _uniforms(seed))
 
     def evaluate(self, image: bytes | Image.Image) -> Tensor:
         """The image as open_clip's evaluation transform sees it before it normalises.

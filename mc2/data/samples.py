@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from mc2 import storage
 from mc2.curation.balance import FloatArray, accept_caption, drawn_caption
 from mc2.data.batch import PairBatch
+from mc2.data.gpu_decode import EncodedCrop, plain_jpeg_size
 from mc2.data.preprocess import BrokenImage, HugeImage, ImagePreprocess
 from mc2.data.shard_reader import Record, ShardReader
 from mc2.data.stages import Laps
@@ -23,15 +25,20 @@ from mc2.data.tokenizer import Tokenizer
 from mc2.data.views import Views
 from mc2.records import PackedCaption
 
+BLACK = torch.zeros((), dtype=torch.uint8)
+
 
 class Sample(NamedTuple):
-    """One image, uint8 (3, H, W), with one caption. others: the same crop in the sizes of `Views`."""
+    """One image, uint8 (3, H, W), with one caption. others: the same crop in the sizes of `Views`. file: what the GPU makes the image and the others from, which
+    are black until then.
+    """
 
     image: Tensor
     text: str
     language: str
     key: str
     others: tuple[Tensor, ...] = ()
+    file: EncodedCrop | None = None
 
 
 class Drop(NamedTuple):
@@ -46,7 +53,7 @@ class SampleMaker:
     """Draws and decodes.
 
     `probabilities`: q per language of the balance (None: every pair is used); `languages`: only captions of these (None: all); `without`: none of these;
-    `language_keep`: the chance of each language's pairs on top (None: 1).
+    `language_keep`: the chance of each language's pairs on top (None: 1). `gpu_decode`: plain JPEGs stay files for the GPU.
 
     Every choice is a keyed hash of (seed, pass, pair key).
     """
@@ -58,6 +65,7 @@ class SampleMaker:
     without: frozenset[str] = frozenset()
     views: Views = field(default_factory=Views)
     language_keep: Mapping[str, float] | None = None
+    gpu_decode: bool = False
 
     def takes(self, language: str) -> bool:
         """Whether captions of this language are used."""
@@ -90,13 +98,17 @@ class SampleMaker:
         if isinstance(caption, Drop):
             return caption
         assert record.image is not None  # a record with captions has one
+        seed = storage.keyed_hash(self.seed, "crop", epoch, record.key)
         try:
             image = record.image
+            if self.gpu_decode and isinstance(image, bytes) and (pixels_of_file := plain_jpeg_size(image)):
+                black = tuple(BLACK.expand(3, size, size) for size in (self.preprocess.image_size, *self.views.sizes))
+                file = EncodedCrop(image, self.preprocess.drawn_crop(*pixels_of_file, seed))
+                return Sample(black[0], caption.text, caption.language, record.key, black[1:], file)
             if isinstance(image, bytes):
                 image = self.views.decoder(self.preprocess).decode(image)
                 reader.keep_decoded(record, image)
             laps("decode")
-            seed = storage.keyed_hash(self.seed, "crop", epoch, record.key)
             pixels, others = self.preprocess.train(image, seed), self.views.crops(self.preprocess, image, seed)
         except BrokenImage:
             return Drop("broken_image")

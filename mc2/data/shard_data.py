@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from mc2 import languages as language_codes
 from mc2 import storage
 from mc2.curation.balance import Balance
 from mc2.data.batch import PairBatch
 from mc2.data.data_sets import DataSet, Mixture, Source, numbered
+from mc2.data.gpu_decode import GpuDecoder, can_decode
 from mc2.data.language_shares import LanguageShares
-from mc2.data.loader import BatchStream, Loader, Share
+from mc2.data.loader import CPU, BatchStream, Loader, Share
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.remote import RemoteCache
 from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing_usable
@@ -43,6 +47,7 @@ class ShardData:
     val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of the (first) `shards`
     if it is None (then nothing is held out: give val_shards to watch for over-fitting).
     remote_cache: what is kept on the disk of shards behind a URL ("https://...", "s3://...").
+    gpu_decode: JPEGs of the training set are decoded and cropped on the GPU where torchvision has nvJPEG, and by the workers as always where it has not.
 
     Errors: ValueError at construction for settings and tokenizer, in `loader` for shards and balance, before the first step.
     """
@@ -69,6 +74,7 @@ class ShardData:
         val_shards: str | None = None,
         val_pairs: int = 1024,
         remote_cache: RemoteCache = RemoteCache(),  # noqa: B008  (frozen)
+        gpu_decode: bool = False,
     ) -> None:
         super().__init__()  # Lightning's, where this is a data module
         least = {
@@ -86,7 +92,7 @@ class ShardData:
         if balance is not None and not isinstance(shards, str):
             raise ValueError("data.balance: found one beside a list of data sets, need it in the list: each data set has its own")
         self.val_shards = val_shards or self.data_sets[0].shards
-        self.language_shares, self.remote_cache = language_shares, remote_cache
+        self.language_shares, self.remote_cache, self.gpu_decode = language_shares, remote_cache, gpu_decode
         self.batch_size, self.steps_per_epoch, self.num_workers, self.seed = batch_size, steps_per_epoch, num_workers, seed
         self.shuffle_shards, self.shuffle_block, self.cache_bytes, self.val_pairs = shuffle_shards, shuffle_block, cache_bytes, val_pairs
         self.layout = {name: value for name, value in (("lanes", lanes), ("streams_per_lane", streams_per_lane)) if value is not None}
@@ -150,16 +156,21 @@ class ShardData:
         self._evaluate = replace(self._evaluate, views=self._views)
         self._sources = tuple(replace(source, maker=replace(source.maker, views=self._views)) for source in self._sources)
 
-    def loader(self, rank: int, world_size: int, pin_memory: bool = False) -> Loader:
-        """A fresh loader of the training batches of one rank.
+    def loader(self, rank: int, world_size: int, device: torch.device | None = None) -> Loader:
+        """A fresh loader of the training batches of one rank. device: for a GPU their memory is pinned, and `gpu_decode` decodes there.
 
         Errors: ValueError for numbers of shards, ranks, workers and rows that do not fit.
         """
         self.open()
         layout = {"lanes": max(1, self.num_workers), "streams_per_lane": world_size, **self.layout}
-        mixture = Mixture(self._sources).with_layout(**layout)
-        batches = BatchStream(mixture, Share(rank, world_size, self.batch_size), self.tokenizer)
-        return Loader(batches, self.steps_per_epoch, self.num_workers, self.layout, pin_memory)
+        sources, decoder = self._sources, None
+        if self.gpu_decode and device and can_decode(device):
+            sources = tuple(replace(source, maker=replace(source.maker, gpu_decode=True)) for source in sources)
+            decoder = GpuDecoder(self.preprocess, device)
+        elif self.gpu_decode and device and rank == 0:
+            warnings.warn(f"data.gpu_decode: torchvision has no nvJPEG for {device}; the workers decode, as without it", stacklevel=2)
+        batches = BatchStream(Mixture(sources).with_layout(**layout), Share(rank, world_size, self.batch_size), self.tokenizer)
+        return Loader(batches, self.steps_per_epoch, self.num_workers, self.layout, device or CPU, decoder)
 
     def summary(self, world_size: int) -> list[str]:
         """A line for each data set: its size, how it is dealt out to so many ranks, and how well it is shuffled. Errors: those of `loader`."""

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mc2.bench.clocks import Clock
@@ -78,6 +79,12 @@ def test_stages_count_processor_time(tmp_path: Path) -> None:
     with clock("outer"), clock("inner"):
         pass
     assert clock.seconds == {"outer": 5.0, "inner": 2.0}
+
+
+def test_the_gpu_is_asked_for_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="found --gpu_decode, need a GPU and a torchvision with nvJPEG"):
+        Setting(Path(), Path(), 16, batch=4, batches=3, repeats=1, gpu_decode=True)
 
 
 def test_a_larger_model_takes_fewer_samples() -> None:
