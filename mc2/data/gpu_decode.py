@@ -4,12 +4,11 @@ What may go wrong on the GPU would be known too late to take another pair. So a 
 decodes all else itself (PNG, WebP, CMYK, cut off, very large). A file that the GPU refuses after all is decoded on the CPU; one that is broken for both is
 counted as `broken_image`, and its row is a picture of the mean colour: no batch is short.
 
-Shapes: B pairs of the batch, F of them left as files, H and W pixels.
+Shapes: H and W pixels of a file.
 """
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,34 +31,38 @@ PIXELS_AT_ONCE = 64_000_000  # decoded in the GPU's memory, 3 bytes each
 
 
 class EncodedCrop(NamedTuple):
-    """A JPEG and the crop of it: left, top, right, bottom in its own pixels."""
+    """A JPEG, the number of its pixels, and the crop of it: left, top, right, bottom."""
 
     data: bytes
+    pixels: int
     box: tuple[int, int, int, int]
 
 
 class Files(NamedTuple):
-    """The rows of a batch whose image is still a file. data: uint8, the files one after the other, of `lengths` bytes. boxes: their crops."""
+    """The rows of a batch whose image is still a file. data: uint8, the files one after the other, of `lengths` bytes and `pixels` pixels. boxes: their crops."""
 
     rows: list[int]
     data: Tensor
     lengths: list[int]
+    pixels: list[int]
     boxes: list[tuple[int, int, int, int]]
 
 
-def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a file that can be left to the GPU; None for one that a worker should decode."""
+def left_to_gpu(data: bytes, preprocess: ImagePreprocess, seed: int) -> EncodedCrop | None:
+    """A file that can be left to the GPU, with the crop that the seed draws; None for one that a worker should decode or refuse."""
     with suppress(ValueError):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours in ("YCbCr", "Gray") and width * height <= MOST_PIXELS and data.rstrip(b"\0").endswith(b"\xff\xd9"):
-            return width, height
+        plain = colours in ("YCbCr", "Gray") and data.rstrip(b"\0").endswith(b"\xff\xd9")
+        if plain and width * height <= min(MOST_PIXELS, preprocess.max_pixels):
+            return EncodedCrop(data, width * height, preprocess.drawn_crop(width, height, seed))
     return None
 
 
 def joined(files: Mapping[int, EncodedCrop]) -> Files:
     """The files of a batch by row."""
-    data = torch.frombuffer(bytearray().join(file.data for file in files.values()), dtype=torch.uint8)
-    return Files(list(files), data, [len(file.data) for file in files.values()], [file.box for file in files.values()])
+    data, pixels, boxes = zip(*files.values(), strict=True)
+    whole = torch.frombuffer(bytearray().join(data), dtype=torch.uint8)
+    return Files(list(files), whole, [len(file) for file in data], list(pixels), list(boxes))
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,18 @@ class GpuDecoder:
     def _pictures(self, files: Files) -> Iterator[tuple[int, tuple[int, int, int, int], Tensor | None]]:
         """Row, crop and decoded picture, uint8 (3, H, W), of each file; not more than PIXELS_AT_ONCE are in memory."""
         data = torch.split(files.data, files.lengths)
-        step = PIXELS_AT_ONCE // MOST_PIXELS
-        for start in range(0, len(data), step):
-            part = slice(start, start + step)
-            yield from zip(files.rows[part], files.boxes[part], self._decoded(data[part]), strict=True)
+        start, pixels = 0, 0
+        for stop, more in enumerate([*files.pixels, PIXELS_AT_ONCE]):
+            if pixels + more > PIXELS_AT_ONCE and start < stop:
+                yield from zip(files.rows[start:stop], files.boxes[start:stop], self._decoded(data[start:stop]), strict=True)
+                start, pixels = stop, 0
+            pixels += more
 
     def _decoded(self, files: Sequence[Tensor]) -> list[Tensor | None]:
         try:
             return list(decode_jpegs(files, self.device))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # says of none which it was
             return [self._one(file) for file in files]
 
@@ -127,9 +134,8 @@ def can_decode(device: torch.device) -> bool:
     """Whether torchvision decodes JPEGs on this device: a GPU, and built with nvJPEG."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    file = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
     try:
-        return bool(decode_jpegs([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device))
+        return bool(decode_jpegs([torch.frombuffer(bytearray(file), dtype=torch.uint8)], device))
     except (ImportError, RuntimeError):  # no such function, or built without nvJPEG
         return False

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from mc2 import storage
 from mc2.curation.balance import FloatArray, accept_caption, drawn_caption
 from mc2.data.batch import PairBatch
-from mc2.data.gpu_decode import EncodedCrop, plain_jpeg_size
+from mc2.data.gpu_decode import EncodedCrop, left_to_gpu
 from mc2.data.preprocess import BrokenImage, HugeImage, ImagePreprocess
 from mc2.data.shard_reader import Record, ShardReader
 from mc2.data.stages import Laps
@@ -101,9 +101,8 @@ class SampleMaker:
         seed = storage.keyed_hash(self.seed, "crop", epoch, record.key)
         try:
             image = record.image
-            if self.gpu_decode and isinstance(image, bytes) and (pixels_of_file := plain_jpeg_size(image)):
+            if self.gpu_decode and isinstance(image, bytes) and (file := left_to_gpu(image, self.preprocess, seed)):
                 black = tuple(BLACK.expand(3, size, size) for size in (self.preprocess.image_size, *self.views.sizes))
-                file = EncodedCrop(image, self.preprocess.drawn_crop(*pixels_of_file, seed))
                 return Sample(black[0], caption.text, caption.language, record.key, black[1:], file)
             if isinstance(image, bytes):
                 image = self.views.decoder(self.preprocess).decode(image)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from PIL import Image
 from mc2.data import gpu_decode, shard_data
 from mc2.data.batch import PairBatch
 from mc2.data.datamodule import ShardDataModule
-from mc2.data.gpu_decode import EncodedCrop, GpuDecoder, can_decode, joined, plain_jpeg_size
+from mc2.data.gpu_decode import GpuDecoder, can_decode, joined, left_to_gpu
 from mc2.data.loader import CPU, Loader
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.views import ViewConfig, Views
@@ -47,11 +49,9 @@ BROKEN = without_segment(jpeg(3, 40, 30), 0xDB)  # no quantization tables
 
 def completed(files: list[bytes], preprocess: ImagePreprocess = SMALL) -> tuple[torch.Tensor, Counter[str]]:
     """The images of a batch of files alone, each cropped by its number as the seed."""
-    crops = {}
-    for row, data in enumerate(files):
-        size = plain_jpeg_size(data)
-        assert size
-        crops[row] = EncodedCrop(data, preprocess.drawn_crop(*size, row))
+    left = {row: left_to_gpu(data, preprocess, seed=row) for row, data in enumerate(files)}
+    crops = {row: file for row, file in left.items() if file}
+    assert len(crops) == len(files)
     black = torch.zeros(len(files), 3, preprocess.image_size, preprocess.image_size, dtype=torch.uint8)
     batch = PairBatch(black, torch.zeros(len(files), 2, dtype=torch.int32), [""] * len(files), [str(row) for row in crops])
     drops: Counter[str] = Counter()
@@ -73,10 +73,28 @@ def test_pixels_are_those_of_the_workers() -> None:
 
 def test_what_is_left_to_the_gpu() -> None:
     plain = encoded(40, 30)
-    assert plain_jpeg_size(plain) == (40, 30)
-    assert plain_jpeg_size(plain + bytes(100)) == (40, 30)
+    for data in (plain, plain + bytes(100)):
+        assert left_to_gpu(data, SMALL, 5) == (data, 1200, SMALL.drawn_crop(40, 30, 5))
     for other in (encoded(40, 30, "PNG"), encoded(40, 30, mode="CMYK"), plain[:-60], plain[:10], b"", encoded(2500, 2000)):
-        assert plain_jpeg_size(other) is None
+        assert left_to_gpu(other, SMALL, 5) is None
+    assert left_to_gpu(plain, replace(SMALL, max_pixels=1199), 5) is None  # it is huge_image, whoever decodes
+
+
+def test_not_all_pictures_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [encoded(40, 30)] * 5
+    expected, _ = completed(files)
+    whole, calls = gpu_decode.decode_jpegs, list[int]()
+
+    def counted(files: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+        calls.append(len(files))
+        return whole(files, device)
+
+    monkeypatch.setattr(gpu_decode, "decode_jpegs", counted)
+    monkeypatch.setattr(gpu_decode, "PIXELS_AT_ONCE", 2 * 1200)
+    assert torch.equal(completed(files)[0], expected)
+    monkeypatch.setattr(gpu_decode, "PIXELS_AT_ONCE", 1200)
+    assert torch.equal(completed(files)[0], expected)
+    assert calls == [2, 2, 1, 1, 1, 1, 1, 1]
 
 
 def test_what_the_gpu_refuses_is_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
