@@ -64,6 +64,39 @@ class Delivery(NamedTuple):
     files: Files | None = None
 
 
+class Drought:
+    """What a stream has read since its last sample: whether nothing of the data set can be used, or it had bad luck with the shards that it was dealt so far."""
+
+    def __init__(self, plan: Plan, stream: int) -> None:
+        self.reasons: Counter[str] = Counter()
+        self._plan, self._stream = plan, stream
+        self._shards = {name for name in plan.folder.names if plan.folder.num_records.get(name, 1)}
+        self.end()
+
+    def end(self) -> None:
+        """There is a sample."""
+        self.reasons.clear()
+        self._window: tuple[int, int] | None = None
+        self._left: set[str] = set()
+        self._sweeps = self._passes = 0
+
+    def hopeless(self, position: Position) -> bool:
+        """Whether to give up at a record: every shard of the data set was read twice (the first time perhaps not from its beginning), and a draw had many tries."""
+        window = position[:2]
+        if window == self._window:
+            return False
+        if self._window is not None:
+            epoch, number = self._window
+            self._left.update(self._plan.windows(self._stream, epoch)[number])
+            self._passes += position.epoch - epoch
+            if self._left >= self._shards:
+                self._sweeps += 1
+                self._left.clear()
+        self._window = window
+        tried = self._passes > MOST_BARREN_PASSES or not CHANCE & self.reasons.keys()
+        return (tried and self._sweeps > 1) or self._passes > MOST_BARREN_PASSES * self._plan.num_streams
+
+
 @dataclass
 class SampleStream:
     """The samples of one canonical stream of one data set. `position`: the place behind the last one; `tally`, `laps`: of the batch that is being made."""
@@ -77,25 +110,21 @@ class SampleStream:
     def __iter__(self) -> Iterator[Sample]:
         """Errors: ValueError when nothing survives."""
         plan, maker, reader = self.source.plan, self.source.maker, self.source.reader
-        barren_from: int | None = None  # pass of the first record since the last sample
-        reasons: Counter[str] = Counter()
+        drought = Drought(plan, self.stream)
         for position, record in stream_records(plan, self.stream, self.position, reader):
             self.position, epoch = position, position.epoch
-            barren_from = epoch if barren_from is None else barren_from
-            # the passes between were whole; a draw alone may be bad luck
-            if epoch - barren_from > (MOST_BARREN_PASSES if CHANCE & reasons.keys() else 1):
-                raise nothing_usable(reasons, plan.folder.path)
+            if drought.hopeless(position):
+                raise nothing_usable(drought.reasons, plan.folder.path)
             sample = maker.train(record, epoch, reader, self.laps)
             dropped = drop_reasons(record, sample)
             self.tally.drops.update(dropped)
             if isinstance(sample, Sample):
-                barren_from = None
-                reasons.clear()
+                drought.end()
                 self.tally.accepted[sample.language] += 1
                 self.tally.data_sets[self.source.name] += 1
                 yield sample
             else:
-                reasons.update(dropped)
+                drought.reasons.update(dropped)
                 if sample.language is not None:
                     self.tally.rejected[sample.language] += 1
 

@@ -82,6 +82,7 @@ class ShardData:
             "steps_per_epoch": (steps_per_epoch, 1),
             "num_workers": (num_workers, 0),
             "cache_bytes": (cache_bytes, 0),
+            "val_pairs": (val_pairs, 1),
         }
         for name, (value, minimum) in least.items():
             if value < minimum:

@@ -172,6 +172,8 @@ def _captions(sample: Mapping[str, bytes]) -> list[PackedCaption]:
     """Errors: ValueError, TypeError or KeyError if the JSON is not what it should be."""
     value = json.loads(sample["json"].decode("utf-8", "surrogateescape")) if "json" in sample else {}
     if "captions" in value:
+        if not isinstance(value["captions"], list):
+            raise TypeError("the captions are no list")
         return [_caption(caption) for caption in value["captions"]]
     return [PackedCaption(sample["txt"].decode("utf-8", "surrogateescape"))] if "txt" in sample else []
 
@@ -183,6 +185,7 @@ def _caption(value: str | Mapping[str, Any]) -> PackedCaption:
     if (
         not isinstance(caption.text, str)
         or not isinstance(caption.language, str)
+        or not isinstance(value["entries"], list)
         or not all(type(e) is int and e >= 0 for e in caption.entries)
     ):
         raise TypeError("a caption has values of other types")

@@ -218,6 +218,7 @@ def test_validation_batches_are_the_same_on_every_rank_and_time(shards: Path, to
     [
         ({"batch_size": 0}, "batch_size 0, need at least 1"),
         ({"num_workers": -1}, "num_workers -1, need at least 0"),
+        ({"val_pairs": 0}, "val_pairs 0, need at least 1"),
         ({"languages": []}, "empty list of languages"),
         ({"languages": ["en"], "without_languages": ["de"]}, "found languages and without_languages, need at most one"),
         ({"without_languages": ["xx"]}, "unknown language code 'xx'"),

@@ -227,6 +227,9 @@ DIRT: Sequence[tuple[list[tuple[str, bytes]], tuple[str, ...]]] = [
     (record("x", {"captions": [{"text": 1, "language": "en", "entries": []}]}), ("broken_record",)),
     (record("x", {"captions": [{"text": "fox", "language": "en", "entries": [-1]}]}), ("broken_record",)),
     (record("x", {"captions": [{"text": "fox"}]}), ("broken_record",)),
+    (record("x", {"captions": "a red fox"}), ("broken_record",)),
+    (record("x", {"captions": {"en": "a fox"}}), ("broken_record",)),
+    (record("x", {"captions": [{"text": "fox", "language": "en", "entries": {}}]}), ("broken_record",)),
     ([("x.jpg", jpeg()), ("x.json", b"{broken")], ("broken_record",)),
     ([("x.jpg", jpeg()), ("x.json", b"[1]")], ("no_captions",)),
     ([("x.txt", b"a fox")], ("no_image",)),
@@ -257,6 +260,30 @@ def test_nothing_survives_is_an_error_not_a_loop(tokenizer_folder: Path, tmp_pat
             ValueError, match=r"^/.*: no pair of the shards can be used \(empty_caption 2, no_captions 2, broken_image 2\); look at"
         ):
             batches(data(tmp_path, tokenizer_folder, num_workers=num_workers).loader(0, 1), 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_that_is_dealt_unusable_shards_waits_for_better_ones(seed: int, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """A stream for each shard: it sees one of them in a pass, and the same one again by chance."""
+    for shard in range(4):
+        pairs = [record(f"{shard}-{pair}", b"a fox", image=b"none" if shard == 0 else None) for pair in range(8)]
+        write_tar(tmp_path / f"{shard}.tar", [file for pair in pairs for file in pair])
+    module = data(tmp_path, tokenizer_folder, streams_per_lane=4, batch_size=8, seed=seed)
+    assert len(keys(module.loader(0, 1), 200)) == 200
+
+
+def test_a_language_in_one_shard_of_many_is_found_by_every_stream(tokenizer_folder: Path, tmp_path: Path) -> None:
+    for shard in range(8):
+        caption = packed(("habari", "sw" if shard == 3 else "en", ()))
+        write_tar(
+            tmp_path / f"{shard}.tar",
+            [file for pair in range(4) for file in ((f"{shard}-{pair}.jpg", jpeg()), (f"{shard}-{pair}.json", caption))],
+        )
+    settings: dict[str, Any] = {"streams_per_lane": 8, "batch_size": 8}
+    found = joined(keys(data(tmp_path, tokenizer_folder, languages=["sw"], **settings).loader(0, 1), 20))
+    assert {key[0] for key in found} == {"3"}
+    with pytest.raises(ValueError, match=r"no pair of the shards can be used \(other_language \d+\)"):
+        batches(data(tmp_path, tokenizer_folder, languages=["fr"], **settings).loader(0, 1), 1)
 
 
 @pytest.mark.parametrize("cut", [300, 700, 1300, 2000])
