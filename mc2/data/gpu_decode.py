@@ -73,13 +73,22 @@ class GpuDecoder:
     device: torch.device
 
     def completed(self, batch: PairBatch, files: Files, views: Views, drops: Counter[str]) -> PairBatch:
-        """The batch with its images on the device, and those of the files in their rows. Counts in `drops` what is broken."""
+        """The batch with its images on the device, and those of the files in their rows. Counts in `drops` what is broken.
+
+        Errors: ValueError if all of it is.
+        """
         images = {None: batch.image} | {views.of[name][0]: view.image for name, view in batch.views.items()}  # by size
         images = {size: image.to(self.device) for size, image in images.items()}
+        broken = 0
         for row, box, picture in self._pictures(files):
-            drops.update(["broken_image"] if picture is None else [])
+            broken += picture is None
             for image in images.values():
                 image[row] = self._mean_colour() if picture is None else resized_crop(picture, box, image.shape[-1])
+        if broken == len(batch.keys):
+            raise ValueError(
+                f"data.gpu_decode: found no image of a batch that can be decoded ({', '.join(batch.keys[:3])} ...); look at the shards"
+            )
+        drops.update({"broken_image": broken} if broken else {})
         made = {name: view._replace(image=images[views.of[name][0]]) for name, view in batch.views.items()}
         return batch._replace(image=images[None], views=made)
 

@@ -117,6 +117,10 @@ def test_what_nobody_can_decode_is_counted_and_its_row_is_grey() -> None:
     assert [channel.unique().tolist() for channel in found[1]] == [[round(255 * mean)] for mean in SMALL.mean]
     for row in (0, 2):
         assert (found[row].int() - SMALL.train(good, row).int()).abs().max() <= 1
+    with pytest.raises(
+        ValueError, match=r"^data\.gpu_decode: found no image of a batch that can be decoded \(0, 1 \.\.\.\); look at the shards$"
+    ):
+        completed([BROKEN, BROKEN])
 
 
 # --- the whole way ------------------------------------------------------------------------------------------------------
