@@ -125,9 +125,26 @@ def _writable(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # full, over the user's quota, over a limit on the size of files
             raise DiskFullError(f"{path}: the disk is full; free some space and run the same line again (finished work is kept)") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise ValueError(f"{path}: cannot be written ({error.strerror}); give a folder that you may write to") from error
         raise
+
+
+@contextmanager
+def alone(folder: Path, what: str = "") -> Iterator[bool]:
+    """Only one process at a time does `what` in a folder; the others wait. False where the file system has no locks: several may do the same work there.
+
+    `.lock` of the folder is locked at a byte that stands for `what`: one file, however many things are done side by side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    byte = int(hashlib.sha256(what.encode()).hexdigest()[:12], 16)
+    with open(folder / ".lock", "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def remove_stale(folder: Path) -> None:
@@ -264,6 +281,8 @@ def finished(folder: Path, name: str, command: str) -> JSON:
     if not (folder / "done.json").exists() or read_json(folder / "inputs.json").get("stage") != name:
         raise ValueError(f"{folder}: has no finished stage {name!r}; run `{command}` into this folder first")
     done: JSON = read_json(folder / "done.json")
+    if not {"fingerprint", "results"} <= done.keys():
+        raise ValueError(f"{folder / 'done.json'}: is no mark of a finished stage; delete it and run `{command}` again")
     return done
 
 

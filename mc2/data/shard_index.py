@@ -7,11 +7,8 @@ its bytes, its time of change, and the number of rows. A tar that has changed is
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +101,7 @@ def indexed(folder: ShardFolder) -> ShardFolder:
     out = plain_index_folder(folder.path)
     stats = {name: Path(folder.path, name).stat() for name in folder.names}
     found = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-    with _alone(out):
+    with storage.alone(out):
         known = storage.read_json(out / "sizes.json") if (out / "sizes.json").exists() else {}
         todo = [name for name in folder.names if known.get(name, [])[:2] != found[name]]
         if todo:
@@ -113,13 +110,3 @@ def indexed(folder: ShardFolder) -> ShardFolder:
             known = {name: [*found[name], counts[name] if name in counts else known[name][2]] for name in folder.names}
             storage.write_json(out / "sizes.json", known)
     return replace(folder, num_records={name: known[name][2] for name in folder.names})
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time, where the file system has locks; elsewhere several do the same work, which damages nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -42,6 +43,7 @@ def build_metadata(
     segmenter: SegmenterChoice = "best",
     counts: str | Path | None = None,
     memory_gb: float = 4.0,
+    more_languages: Sequence[str] = (),
     engine: Engine | None = None,
     progress: bool = True,
 ) -> Metadata:
@@ -59,6 +61,7 @@ def build_metadata(
         segmenter: Who finds the words of languages without spaces (`segmenters.words`).
         counts: Folder for the counts of Wikipedias and page views, `counts` in `out` by default. Another build with other limits may use them again.
         memory_gb: What the sum over a language may take; beyond it the disk is used.
+        more_languages: That your language identification tells apart beside those of lid.176: their Wikipedias and page views give to them.
         engine: Counts the parts; processes of this machine by default.
         progress: Show progress bars.
 
@@ -66,7 +69,7 @@ def build_metadata(
     """
     if memory_gb < 0.5:
         raise ValueError(f"metadata: found memory_gb {memory_gb}, need at least 0.5")
-    given = Given(unigram_languages, titles or {}, wikipedia, page_views, wordnet, wordlist, segmenter, limits)
+    given = Given(unigram_languages, titles or {}, wikipedia, page_views, wordnet, wordlist, segmenter, limits, more_languages)
     sources = check_sources(given)
     with storage.Stage(Path(out), "metadata", sources.inputs()) as stage:
         if not stage.done:
@@ -105,7 +108,8 @@ def _count(sources: Sources, folder: Path, engine: Engine) -> _Work:
         _count_parts(sources, folder, engine)
     views = None
     if sources.page_views:
-        views = sum_page_views(sources.page_views, folder / f"views.{storage.fingerprint(named(sources.page_views))}", engine)
+        mark = storage.fingerprint([named(sources.page_views), *sources.more_languages])
+        views = sum_page_views(sources.page_views, folder / f"views.{mark}", engine, sources.known)
     return _Work(folder, views, wordnet_names(sources.wordnet) if sources.wordnet else {})
 
 
@@ -117,7 +121,14 @@ def _count_parts(sources: Sources, folder: Path, engine: Engine) -> None:
     }
     path = folder / f"plan.{storage.fingerprint(plan)}.json"
     storage.write_json(path, plan)
-    engine.map("count", partial(_count_planned, str(path.absolute()), sources.segmenter), list(plan))
+    counts = engine.map("count", partial(_count_planned, str(path.absolute()), sources.segmenter), list(plan))
+    articles: Counter[str] = Counter()
+    for part, count in zip(sources.parts.values(), counts, strict=True):
+        articles[part.code] += count["articles"]
+    if empty := [code for code, number in articles.items() if not number]:
+        raise ValueError(
+            f"metadata: found no article in the Wikipedia of {', '.join(empty)}; need *-pages-articles*.xml.bz2, wikiextractor's output or parquet"
+        )
 
 
 def _count_planned(plan: str, segmenter: SegmenterChoice, name: str) -> storage.JSON:

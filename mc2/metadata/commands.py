@@ -25,6 +25,7 @@ def build(
     segmenter: SegmenterChoice = "best",
     counts: Path | None = None,
     memory_gb: float = 4.0,
+    more_languages: list[str] | None = None,
     progress: bool = True,
     **engine_options: Any,
 ) -> None:
@@ -44,6 +45,7 @@ def build(
             all, "simple" takes every character for a word.
         counts: Folder for the counts of Wikipedias and page views, `counts` in OUT by default. Another build with other limits may use it again.
         memory_gb: Memory for the sum over one language; beyond it the disk is used. A process that counts takes less than 1 GB.
+        more_languages: Languages that your language identification knows beside those of lid.176, as [zu, ha]: their Wikipedias and page views give to them.
         progress: Show progress bars.
     """
     from mc2 import storage
@@ -66,12 +68,15 @@ def build(
         segmenter=segmenter,
         counts=counts,
         memory_gb=memory_gb,
+        more_languages=more_languages or (),
         engine=make_engine(out / ".logs", progress=progress, **engine_options),
         progress=progress,
     )
     print(f"{out}: {sum(metadata.num_entries.values()):,} entries in {len(metadata.sha256)} languages, fingerprint {metadata.fingerprint}")
     if skipped := storage.read_json(out / "done.json")["results"]["skipped"]:
-        print(f"skipped Wikipedias whose language the language identification does not know: {', '.join(skipped)}")
+        print(
+            f"skipped Wikipedias whose language lid.176 does not know: {', '.join(skipped)}; name those that your model knows in --more_languages"
+        )
 
 
 def join(folder: Path, out: Path, language: str = "mul") -> None:

@@ -92,13 +92,18 @@ class Metadata:
         if not (folder / "manifest.json").exists():
             raise ValueError(f"{folder}: no metadata here (manifest.json is missing); run `mc2 metadata build --out {folder}`")
         value = storage.read_json(folder / "manifest.json")
-        rows = value["languages"]
-        return cls(
-            folder,
-            {code: row["sha256"] for code, row in rows.items()},
-            {code: row["entries"] for code, row in rows.items()},
-            value["fingerprint"],
-        )
+        try:
+            rows = value["languages"]
+            return cls(
+                folder,
+                {code: row["sha256"] for code, row in rows.items()},
+                {code: row["entries"] for code, row in rows.items()},
+                value["fingerprint"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder}: manifest.json is not one of metadata ({error!r}); give a folder of `mc2 metadata build`"
+            ) from error
 
     def entries(self, language: str) -> list[str]:
         """The entries of a language by id. Errors: ValueError if the list is missing or is not the one that the manifest names."""

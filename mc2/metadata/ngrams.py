@@ -48,11 +48,13 @@ def count_part(part: Part, mark: str, folder: Path, segmenter: SegmenterChoice) 
     """Count the words and pairs of a part; returns {"articles": ..., "words": ...}. A part that is counted is not read again."""
     done = folder / f"{mark}.json"
     if not done.exists():
-        for left_over in folder.glob(f".{mark}.*"):  # of a process that was killed
-            left_over.unlink()
-        texts = (words(article.text, part.code, segmenter) for article in articles(part))
-        num_articles, num_words = write_counts(texts, *count_paths(folder, mark))
-        storage.write_json(done, {"articles": num_articles, "words": num_words})
+        with storage.alone(folder, mark) as is_alone:  # another build may use the same folder
+            if not done.exists():
+                for left_over in folder.glob(f".{mark}.*.tmp") if is_alone else ():  # of a process that was killed
+                    left_over.unlink()
+                texts = (words(article.text, part.code, segmenter) for article in articles(part))
+                num_articles, num_words = write_counts(texts, *count_paths(folder, mark))
+                storage.write_json(done, {"articles": num_articles, "words": num_words})
     counted: storage.JSON = storage.read_json(done)
     return counted
 

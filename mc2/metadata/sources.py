@@ -29,6 +29,7 @@ class Given:
     wordlist: Wordlist
     segmenter: SegmenterChoice
     limits: Limits
+    more_languages: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Sources:
     """All that the entries depend on.
 
     wordfreq: languages that get its words. titles: language -> titles. parts: mark -> part of a Wikipedia whose language is known. skipped: codes of the others.
+    more_languages: that the language identification tells apart beside those of lid.176.
     """
 
     wordfreq: Sequence[str]
@@ -47,14 +49,20 @@ class Sources:
     wordlist: Wordlist
     segmenter: SegmenterChoice
     limits: Limits
+    more_languages: Sequence[str]
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Languages that the language identification tells apart."""
+        return languages.LID176 | frozenset(self.more_languages)
 
     @property
     def languages(self) -> set[str]:
         """Languages of all sources but page views and WordNet."""
-        return {*self.wordfreq, *self.titles, *map(part_language, self.parts.values())}
+        return {*self.wordfreq, *self.titles, *(part_language(part, self.known) for part in self.parts.values())}
 
     def parts_of(self, language: str) -> dict[str, Part]:
-        return {mark: part for mark, part in self.parts.items() if part_language(part) == language}
+        return {mark: part for mark, part in self.parts.items() if part_language(part, self.known) == language}
 
     def inputs(self) -> storage.JSON:
         """What a finished folder must have been made of."""
@@ -68,15 +76,16 @@ class Sources:
             "wordnet": storage.fingerprint(named(self.wordnet_files())),
             "segmenter": self.segmenter,
             "limits": asdict(self.limits),
+            **({"more_languages": list(self.more_languages)} if self.more_languages else {}),
         }
 
     def wordnet_files(self) -> list[Path]:
         return wordnet_files(self.wordnet) if self.wordnet else []
 
 
-def part_language(part: Part) -> str:
+def part_language(part: Part, known: Collection[str]) -> str:
     """The metadata language of a part, "other" for one that the language identification does not know."""
-    return languages.wikipedia_language(part.code) or languages.OTHER
+    return languages.wikipedia_language(part.code, known) or languages.OTHER
 
 
 def named(files: Iterable[Path]) -> list[storage.JSON]:
@@ -88,15 +97,17 @@ def check_sources(given: Given) -> Sources:
     """Errors: ValueError for a path that is missing or unknown, an unknown language, a language without a word list; ImportError for a missing package."""
     parts: dict[str, Part] = {}
     skipped = set()
+    more_languages = sorted({languages.canonical(code) for code in given.more_languages} - languages.LID176)
+    known = languages.LID176 | set(more_languages)
     for part in find_parts(given.wikipedia):
-        if part_language(part) == languages.OTHER:
+        if part_language(part, known) == languages.OTHER:
             skipped.add(part.code)
         else:
             parts[part_mark(part, given.segmenter)] = part
     page_views = _page_view_files(given.page_views)
     _check_packages(["duckdb", "mwparserfromhell"] if parts else ["duckdb"] if page_views else [])
-    return Sources(
-        wordfreq=wordfreq_languages(given.unigram_languages, given.wordlist, {part_language(part) for part in parts.values()}),
+    sources = Sources(
+        wordfreq=wordfreq_languages(given.unigram_languages, given.wordlist, {part_language(part, known) for part in parts.values()}),
         titles=_titles_by_language(given.titles),
         parts=parts,
         skipped=sorted(skipped),
@@ -105,7 +116,12 @@ def check_sources(given: Given) -> Sources:
         wordlist=given.wordlist,
         segmenter=given.segmenter,
         limits=given.limits,
+        more_languages=more_languages,
     )
+    if not (sources.languages or page_views or sources.wordnet):
+        left = f" (Wikipedias of languages that the language identification does not know: {', '.join(sources.skipped)})" if skipped else ""
+        raise ValueError(f"metadata: found no source of entries{left}; give Wikipedias, page views, wordnets, titles or unigram_languages")
+    return sources
 
 
 def wordfreq_languages(wanted: Sequence[str] | None, wordlist: Wordlist, with_wikipedia: Collection[str]) -> list[str]:

@@ -6,6 +6,7 @@ import gzip
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from mc2.cli import main
 from mc2.engines.local import LocalEngine
 from mc2.metadata.build import build_metadata
 from mc2.metadata.entries import Metadata
+from mc2.metadata.ngrams import count_part
 from mc2.metadata.selection import Limits
 from mc2.metadata.sources import wordfreq_languages
 from mc2.metadata.unigrams import wordlist_codes
+from mc2.metadata.wikipedia import find_parts
 from tests.metadata.dumps import write_dump
 from tests.metadata.test_selection import slow_bigrams
 
@@ -239,6 +243,34 @@ def test_killed_and_run_again_gives_the_same_bytes(dumps: Path, tmp_path: Path) 
     assert files(tmp_path / "out") == files(whole.folder)
 
 
+def test_two_builds_count_into_one_folder_at_once(dumps: Path, tmp_path: Path) -> None:
+    (dump,) = dumps.glob("fiwiki*")
+    (part,) = find_parts([dump])
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(count_part, part, "mark", tmp_path, "simple") for _ in range(2)]
+        assert [job.result(60) for job in jobs] == [count_part(part, "mark", tmp_path, "simple")] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mark.json", "mark.pairs.parquet", "mark.words.parquet"]
+
+
+def test_languages_that_another_model_knows(dumps: Path, tmp_path: Path) -> None:
+    (dump,) = dumps.glob("arywiki*")
+    arguments: dict[str, Any] = {"wikipedia": [dump], "engine": LocalEngine(1, False), "progress": False}
+    with pytest.raises(
+        ValueError, match=r"^metadata: found no source of entries \(Wikipedias of languages .* does not know: ary\); give Wikipedias"
+    ):
+        build_metadata(tmp_path / "none", [], **arguments)
+    more = build_metadata(tmp_path / "more", [], more_languages=["ary"], limits=Limits(unigram_fraction=1), **arguments)
+    assert by_source(more, "ary")["unigrams"] == {"abc"}
+    with pytest.raises(ValueError, match=r"belongs to another run .*more_languages"):
+        build_metadata(tmp_path / "more", ["is"], **arguments)
+
+
+def test_a_dump_without_an_article_is_refused(tmp_path: Path) -> None:
+    write_dump(tmp_path / "fiwiki-20240501-pages-articles.xml.bz2", "fi", {})
+    with pytest.raises(ValueError, match=r"^metadata: found no article in the Wikipedia of fi; need \*-pages-articles"):
+        build_metadata(tmp_path / "out", [], wikipedia=[tmp_path], engine=LocalEngine(1, False), progress=False)
+
+
 def test_the_command(dumps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     paths = [str(path) for path in dumps.glob("[fa][ir]*wiki*")]
@@ -246,7 +278,7 @@ def test_the_command(dumps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*arguments, f"--wikipedia={json.dumps(paths)}"]) == 0
     output = capsys.readouterr().out
     assert "entries in 1 languages" in output
-    assert "skipped Wikipedias whose language the language identification does not know: ary" in output
+    assert "skipped Wikipedias whose language lid.176 does not know: ary; name those that your model knows in --more_languages" in output
     assert main([*arguments, f"--wikipedia={tmp_path}/nothing"]) == 1
     captured = capsys.readouterr().err
     assert "nothing: not found; need dumps named as" in captured
