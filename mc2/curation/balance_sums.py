@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mc2 import storage
-from mc2.curation.matched import MatchedShard
+from mc2.curation.matched import MatchedShard, matched_files
 from mc2.engines.engine import Engine
 
 MOST_GROUPS = 1000
@@ -82,8 +82,8 @@ def sum_all(group: SumGroup, engine: Engine) -> tuple[dict[str, NDArray[Any]], N
 
 @lru_cache(maxsize=1)
 def matched_shards(folder: Path, _fingerprint: str) -> tuple[Path, ...]:
-    """The files of a finished match in the order of the pool, listed once per process."""
-    return tuple(sorted(folder.glob("*.parquet")))
+    """`matched_files`, listed once per process."""
+    return matched_files(folder)
 
 
 def group_names(num_shards: int) -> list[str]:

@@ -59,6 +59,8 @@ def filter_pair(pair: Pair, filters: Sequence[PairFilter]) -> Pair | str:
     for judge in filters:
         try:
             verdict = judge(pair)
+            if not isinstance(verdict, Verdict):
+                raise TypeError(f"gave {verdict!r}, need a Verdict")
         except Exception as error:
             raise ValueError(f"filter {judge.identity!r} failed on pair {pair.key}: {type(error).__name__}: {error}") from error
         if verdict.drop is not None:

@@ -3,7 +3,7 @@
 posterior(language) ~ fastText(language) * 10^(-5 * share of foreign letters) * product over words of frequency(word, language) * hint
 
 which is Bayes' rule with the parts taken for independent. A caption without any letter of a language's scripts cannot be in that language. The parts and
-their constants were chosen on one half of the names of emoji; `python -m mc2.bench.language_id` measures on the other half.
+their constants were chosen on one half of the names of emoji; `mc2 bench language-id` measures on the other half.
 """
 
 from __future__ import annotations

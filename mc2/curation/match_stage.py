@@ -235,6 +235,8 @@ def run_match(
     """Match every caption of a pool. Returns {"shards", "drops"}. Errors: ValueError for a missing pool or metadata, or a folder of another run."""
     settings, engine, out = settings or MatchSettings(), engine or LocalEngine(), Path(out)
     shards, opened = pool_shards(pool), Metadata.open(metadata)
+    if out.resolve() in {shard.parent.resolve() for shard in map(Path, shards)}:
+        raise ValueError(f"{out}: is the pool; choose another folder for what is matched")
     inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **settings.inputs(), "columns": vars(columns)}
     with storage.Stage(out, "match", inputs) as stage:
         if not stage.done:

@@ -19,6 +19,18 @@ from mc2.curation.duplicates_stage import without_duplicates
 COLUMNS = ["key", "caption_index", "language", "entries", "drop"]
 
 
+def matched_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a finished match in the order of the pool. Errors: ValueError where some are missing or there are others."""
+    files = tuple(sorted(folder.glob("*.parquet")))
+    need = storage.finished(folder, "match", "mc2 curate match")["results"]["shards"]
+    if len(files) != need:
+        raise ValueError(
+            f"{folder}: found {len(files)} parquet files, need the {need} of this match; take out what is not of it, or delete done.json and run `mc2 curate "
+            "match` again for what is missing"
+        )
+    return files
+
+
 @dataclass(frozen=True)
 class MatchedShard:
     """The captions of a pool shard that stay, in its order: C captions of P pairs with M matches; and what else is in the file.

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mc2 import languages, storage
 from mc2.curation.duplicates import REASONS as DUPLICATE_REASONS
+from mc2.curation.matched import matched_files
 from mc2.curation.report_figure import draw_figure
 
 NOT_IDENTIFIED = ("empty_caption", "not_utf8", "long_caption")  # drops before the language identification
@@ -123,9 +124,7 @@ def language_agreement(matched: Path, truth: Path) -> dict[str, tuple[int, float
     codes = {code: languages.metadata_code(code) for code in pc.unique(true["language"]).to_pylist()}
     true = true.set_column(2, "truth", pa.array([codes[code] for code in true["language"].to_pylist()], pa.string()))
     true = true.set_column(1, "caption_index", true["caption_index"].cast(pa.int32()))
-    found = pa.concat_tables(
-        pq.read_table(path, columns=["key", "caption_index", "language", "drop"]) for path in sorted(matched.glob("*.parquet"))
-    )
+    found = pa.concat_tables(pq.read_table(path, columns=["key", "caption_index", "language", "drop"]) for path in matched_files(matched))
     found = found.filter(pc.invert(pc.is_in(found["drop"], pa.array(NOT_IDENTIFIED))))
     both = found.join(true, ["key", "caption_index"], join_type="inner")
     right = pc.and_(pc.equal(both["language"], both["truth"]), pc.or_kleene(pc.is_null(both["drop"]), pc.equal(both["drop"], "no_entry")))

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mc2.benchmarks.tasks import write_task_folder
+from mc2.curation.matched import matched_files
 from mc2.quickstart.drawings import Drawing, Split, load_drawings, territory_names
 from mc2.quickstart.pool import jpeg, render
 
@@ -68,7 +69,7 @@ def script_of(texts: Iterable[str]) -> str:
 def used_captions(matched: Path, truth: Path) -> Counter[str]:
     """Captions that matched, by their true language."""
     true = pq.read_table(truth).join(
-        pq.read_table(sorted(matched.glob("*.parquet")), columns=["key", "caption_index", "drop"]),
+        pq.read_table(list(matched_files(matched)), columns=["key", "caption_index", "drop"]),
         ["key", "caption_index"],
         join_type="inner",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
@@ -258,3 +259,27 @@ def test_a_matched_shard_that_cannot_be_read_is_named(entries: Metadata, tmp_pat
     (tmp_path / "matched" / "00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"count: 1 of 3 failed \(1-1; .*00001\.parquet: cannot be read .* delete it and done\.json"):
         run_balance(tmp_path / "matched", entries.folder, tmp_path / "balance", 10, engine=HERE)
+
+
+def test_matched_shards_that_are_missing_or_strange_are_refused(entries: Metadata, tmp_path: Path) -> None:
+    matched = write_matched(tmp_path / "matched", made_up(6, 3, 5), entries)
+    shutil.copy(matched / "00001.parquet", matched / "stray.parquet")
+    with pytest.raises(ValueError, match=r"matched: found 4 parquet files, need the 3 of this match"):
+        run_balance(matched, entries.folder, tmp_path / "balance", 10, engine=HERE)
+    (matched / "stray.parquet").unlink()
+    (matched / "00001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"matched: found 2 parquet files, need the 3 of this match"):
+        run_balance(matched, entries.folder, tmp_path / "balance", 10, engine=HERE)
+
+
+def test_other_folders_are_refused_in_one_line(entries: Metadata, tmp_path: Path) -> None:
+    matched = write_matched(tmp_path / "matched", made_up(6, 3, 5), entries)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "manifest.json").write_text('{"shards": []}')
+    with pytest.raises(
+        ValueError, match=r"shards: manifest\.json is not one of metadata \(KeyError\('languages'\)\); give a folder of `mc2 metadata"
+    ):
+        run_balance(matched, tmp_path / "shards", tmp_path / "balance", 10, engine=HERE)
+    (matched / "done.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"done\.json: is no mark of a finished stage; delete it and run `mc2 curate match` again"):
+        run_balance(matched, entries.folder, tmp_path / "balance", 10, engine=HERE)

@@ -107,7 +107,14 @@ def test_a_caption_that_is_not_packed_is_not_shown(pool: Path, balanced: Path, t
     assert "filter:word" not in pack(pool, balanced, tmp_path / "shards", partial(CountingFilter, "image")).drops
 
 
+class Forgetful(CountingFilter):
+    def __call__(self, pair: Pair) -> Verdict:
+        return super().__call__(pair) and None  # type: ignore[return-value]
+
+
 def test_a_filter_that_fails_names_the_pair(pool: Path, balanced: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardErrors, match=r"filter 'counting q ' failed on pair 000000000: TypeError: gave None, need a Verdict"):
+        pack(pool, balanced, tmp_path / "forgetful", partial(Forgetful, "q"))
     with pytest.raises(
         ShardErrors, match=r"pack: 1 of 1 failed .*filter 'counting q ' failed on pair 000010002: RuntimeError: no such layer"
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mc2 import storage
 from mc2.benchmarks.tasks import TaskFolder
 from mc2.quickstart.drawings import load_drawings, split, territory_names
 from mc2.quickstart.pool import TRUTH_SCHEMA
@@ -44,13 +45,13 @@ def test_flags_are_grouped_by_what_training_saw() -> None:
 
 
 def test_only_captions_that_matched_count_as_used(tmp_path: Path) -> None:
-    (tmp_path / "matched").mkdir()
     rows = [("a", 0, None), ("a", 1, "no_entry"), ("b", 0, None)]
     matched: list[dict[str, object]] = [
         {"key": k, "caption_index": i, "language": "xx", "score": 1.0, "entries": [], "drop": drop} for k, i, drop in rows
     ]
-    pq.write_table(pa.Table.from_pylist(matched, MATCHED_SCHEMA), tmp_path / "matched/00000.parquet")
-    (tmp_path / "matched/done.json").write_text("{}")
+    with storage.Stage(tmp_path / "matched", "match", {}) as stage:
+        pq.write_table(pa.Table.from_pylist(matched, MATCHED_SCHEMA), tmp_path / "matched/00000.parquet")
+        stage.finish({"shards": 1})
     true = [
         {"key": k, "caption_index": i, "language": code, "kind": "name"} for (k, i, _), code in zip(rows, ("de", "fr", "de"), strict=True)
     ]
