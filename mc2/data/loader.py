@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mc2.data.batch import PairBatch
 from mc2.data.data_sets import LAYOUT, Mixture, Source
 from mc2.data.gpu_decode import Files, GpuDecoder, joined
+from mc2.data.layout import check_layout
 from mc2.data.places import Place, packed, unpacked
 from mc2.data.samples import Sample, collate, drop_reasons, nothing_usable
 from mc2.data.shard_stream import Plan, Position, stream_records
@@ -229,7 +230,7 @@ class Loader:
         # Workers ignore SIGTERM: the process waits for ever for those that nobody tells to stop. So they are told when it ends and when the loader is collected;
         # held from here, the iterator is no part of the cycle that is collected with it, in which its queues would go first.
         Finalize(self, self._running.clear, exitpriority=100)  # the queues' own is 10
-        check_layout(batches.mixture.plan, batches.share, num_workers)
+        check_layout(batches.mixture.plan, batches.share.world_size, batches.share.batch_size, num_workers)
 
     @property
     def mixture(self) -> Mixture:
@@ -305,7 +306,7 @@ class Loader:
                 f"data: the checkpoint belongs to another order of samples ({'; '.join(different)}); set the same, or start a new run"
             )
         mixture = mixture.with_layout(**{key: found[key] for key in LAYOUT})
-        check_layout(mixture.plan, share, self._num_workers)
+        check_layout(mixture.plan, share.world_size, share.batch_size, self._num_workers)
         # only its own streams: what it was told of the others would overwrite their progress in the next checkpoint
         own = {stream for lane in range(mixture.plan.lanes) for stream in mixture.plan.lane_streams(lane, share.rank, share.world_size)}
         places = unpacked(state["places"], mixture.plan.num_streams, len(mixture.sources), own)
@@ -324,24 +325,3 @@ def open_shards(mixture: Mixture, before: Share, behind: Share) -> list[str]:
                 for name in source.plan.windows(stream, position.epoch)[position.window]:
                     found[str(source.plan.folder.path / name)] = None
     return list(found)
-
-
-def check_layout(plan: Plan, share: Share, num_workers: int) -> None:
-    """Errors: ValueError if ranks, workers or rows do not divide the lanes and streams of the plan."""
-    if plan.streams_per_lane % share.world_size:
-        raise ValueError(
-            f"data: found streams_per_lane {plan.streams_per_lane} for {share.world_size} ranks, need a multiple; use {divisors(plan.streams_per_lane)} ranks"
-        )
-    if plan.lanes % max(num_workers, 1):
-        raise ValueError(
-            f"data: found lanes {plan.lanes} for {num_workers} workers, need a multiple; set num_workers to {divisors(plan.lanes)}"
-        )
-    streams = plan.streams_per_lane // share.world_size
-    if share.batch_size % streams:
-        raise ValueError(f"data: found batch_size {share.batch_size} for {streams} streams on each rank, need a multiple of {streams}")
-
-
-def divisors(number: int) -> str:
-    """In words: "1, 2 or 4"."""
-    found = [str(divisor) for divisor in range(1, number + 1) if number % divisor == 0]
-    return " or ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)

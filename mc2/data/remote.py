@@ -97,9 +97,12 @@ class RemotePath:
     def __str__(self) -> str:
         return self.url
 
-    def open(self, mode: str = "rb") -> IO[bytes]:  # noqa: ARG002  (as Path has it)
-        """The bytes of a file, which can be read from any place on. Errors: ValueError, here and when it is read, once no new try helps."""
-        return io.BufferedReader(RemoteFile(self, self.num_bytes()), buffer_size=2**16)
+    def open(self, mode: str = "rb", num_bytes: int | None = None) -> IO[bytes]:  # noqa: ARG002  (as Path has it)
+        """The bytes of a file, which can be read from any place on. num_bytes: if they are known; else the server is asked.
+
+        Errors: ValueError, here and when it is read, once no new try helps.
+        """
+        return io.BufferedReader(RemoteFile(self, self.num_bytes() if num_bytes is None else num_bytes), buffer_size=2**16)
 
     def num_bytes(self) -> int:
         """Errors: NotThere, ValueError."""

@@ -18,6 +18,7 @@ from mc2.data.batch import PairBatch
 from mc2.data.data_sets import DataSet, Mixture, Source, numbered
 from mc2.data.gpu_decode import GpuDecoder, can_decode
 from mc2.data.language_shares import LanguageShares
+from mc2.data.layout import fitting
 from mc2.data.loader import CPU, BatchStream, Loader, Share
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.remote import RemoteCache
@@ -25,7 +26,7 @@ from mc2.data.samples import Sample, SampleMaker, collate, drop_reasons, nothing
 from mc2.data.shard_folder import ShardFolder, open_folder
 from mc2.data.shard_index import indexed
 from mc2.data.shard_reader import ShardReader
-from mc2.data.shard_stream import Plan
+from mc2.data.shard_stream import Plan, TooFewShards
 from mc2.data.shuffle import summary
 from mc2.data.stages import Laps
 from mc2.data.tokenizer import Tokenizer
@@ -170,7 +171,13 @@ class ShardData:
             decoder = GpuDecoder(self.preprocess, device)
         elif self.gpu_decode and device and rank == 0:
             warnings.warn(f"data.gpu_decode: torchvision has no nvJPEG for {device}; the workers decode, as without it", stacklevel=2)
-        batches = BatchStream(Mixture(sources).with_layout(**layout), Share(rank, world_size, self.batch_size), self.tokenizer)
+        try:
+            mixture = Mixture(sources).with_layout(**layout)
+        except TooFewShards as error:
+            num_shards = min(len(source.plan.folder.names) for source in sources)
+            cure = fitting(num_shards, self.layout, world_size, self.batch_size, self.num_workers)
+            raise ValueError(f"{error}; {cure}, or pack into more shards") from error
+        batches = BatchStream(mixture, Share(rank, world_size, self.batch_size), self.tokenizer)
         return Loader(batches, self.steps_per_epoch, self.num_workers, self.layout, device or CPU, decoder)
 
     def summary(self, world_size: int) -> list[str]:

@@ -26,40 +26,32 @@ from mc2.engines.local import LocalEngine
 TARS_PER_WORKER = 16  # below that a process of its own does not pay
 
 
-def read_index(folder: ShardFolder, name: str) -> NDArray[np.int64]:
-    """(offset, size) of each record of a tar, shape (records, 2); from the tar itself where there is no index.
-
-    Errors: ValueError for an index that is not of this tar.
-    """
+def read_index(folder: ShardFolder, name: str) -> NDArray[np.int64] | None:
+    """(offset, size) of each record of a tar, shape (records, 2); None where there is no index, or one that is not of this tar."""
     stem = name.removesuffix(".tar")
     paths = [folder.path / f"{stem}.index.parquet"]
     if isinstance(folder.path, Path):
         paths.append(plain_index_folder(folder.path) / f"{stem}.index.parquet")
     path = next((path for path in paths if path.exists()), None)
     if path is None:
-        return index_tar(folder.path / name)
+        return None
     try:
         rows = np.stack(storage.read_columns(io.BytesIO(path.read_bytes()), "offset", "size"), axis=1)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
-    expected = folder.num_records.get(name, len(rows))
-    end = int(rows[-1].sum()) if len(rows) else 0
-    if len(rows) != expected or end > folder.num_bytes[name]:
-        raise ValueError(
-            f"{path}: is stale: {len(rows)} records up to byte {end}, need {expected} within the {folder.num_bytes[name]} bytes of {name}; copy tar and index "
-            "again, or delete the index"
-        )
-    return rows
+    except (OSError, KeyError, pa.ArrowException):
+        return None
+    is_number = len(rows) == folder.num_records.get(name, len(rows))
+    is_within = rows.min(initial=0) >= 0 and rows.sum(axis=1).max(initial=0) <= folder.num_bytes[name]
+    return rows if is_number and is_within else None
 
 
 def index_tar(file: Path | RemotePath) -> NDArray[np.int64]:
-    """(offset, size) of each record, from the tar's headers. Errors: ValueError if not even the first header can be read."""
+    """(offset, size) of each record, from the tar's headers. Errors: NotATar if not even the first header can be read."""
     rows: list[tuple[int, int]] = []
     with file.open("rb") as stream:
         try:
             rows.extend((group.offset, group.end - group.offset) for group in groups(stream))
         except NotATar as error:
-            raise ValueError(f"{file}: not a readable tar ({error}); copy it again or take it out of the folder") from error
+            raise NotATar(f"{file}: not a readable tar ({error}); copy it again or take it out of the folder") from error
         except DamagedTar:
             rows.append((rows[-1][0] + rows[-1][1] if rows else 0, 0))
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
@@ -71,7 +63,7 @@ def index_tar(file: Path | RemotePath) -> NDArray[np.int64]:
 def plain_index_folder(folder: Path) -> Path:
     """Where the indexes of a folder without a manifest are kept."""
     beside = folder / ".mc2_index"
-    if beside.exists() or os.access(folder, os.W_OK):
+    if os.access(beside if beside.exists() else folder, os.W_OK):
         return beside
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return cache / "mc2" / "indexes" / storage.fingerprint(str(folder.resolve()))

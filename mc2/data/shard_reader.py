@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +21,8 @@ from torch import Tensor
 from mc2.curation.pool_tar import IMAGE_EXTENSIONS
 from mc2.data.remote import RemotePath
 from mc2.data.shard_folder import ShardFolder
-from mc2.data.shard_index import read_index
-from mc2.data.tar_records import DamagedTar, Group, groups
+from mc2.data.shard_index import index_tar, read_index
+from mc2.data.tar_records import DamagedTar, Group, NotATar, groups
 from mc2.records import PackedCaption
 
 
@@ -37,72 +37,71 @@ class Record:
     cached: bool = False
 
 
-CUT_OFF = Record("", drops=("truncated_tar",))
+CUT_OFF, STALE, DAMAGED = (Record("", drops=(reason,)) for reason in ("truncated_tar", "stale_shard", "damaged_record"))
+MARKS = {0: CUT_OFF, -1: STALE}  # sizes in an index that stand for no record
 
 
 class ShardReader:
-    """Records of shards, in the order of the tar. A record's number is its place in the tar: the unusable ones count too.
+    """Records of shards, in the order of the tar. A record's number is its place in the index: the unusable ones count too.
 
-    Up to `cache_bytes` of them stay in memory, so that later passes neither read nor decode them.
+    Where a tar has no index, its headers are the index. Up to `cache_bytes` of the records stay in memory, so that later passes neither read nor decode them.
     """
 
     def __init__(self, folder: ShardFolder, cache_bytes: int = 0) -> None:
         self.folder, self._free_bytes = folder, cache_bytes
         self._kept: dict[str, list[Record]] = {}
-        self._index = lru_cache(maxsize=64)(self._read_index)  # of the shards that a resumed run has open
+        self._rows = lru_cache(maxsize=64)(self._find_rows)  # of the shards that a resumed run has open
 
     def read(self, name: str, first: int = 0) -> Iterator[Record]:
         """The records of a shard from a number on; the unusable ones too, with the reason. What is before the first is not read.
 
-        A tar that is not the one that the manifest or the index knows is one record with the drop `stale_shard`.
+        A tar of another size than the manifest or the index knows is one record with the drop `stale_shard`.
         """
         if name in self._kept:
             return iter(self._kept[name][first:])
-        if first >= (self.num_records(name) if first else 1):
-            return iter(())
-        file = self.folder.path / name
-        num_bytes = _num_bytes(file)
-        if num_bytes != self.folder.num_bytes[name]:
-            return iter([Record("", drops=("stale_shard",))])
-        if first:
-            return read_shard(file, int(self._index(name)[first, 0]))
-        return self._keep(name) if self._reserve(num_bytes) else read_shard(file)
+        file, num_bytes = self.folder.path / name, self.folder.num_bytes[name]
+        if _num_bytes(file) != num_bytes:
+            return iter([STALE][first:])
+        rows = self._rows(name) if first else read_index(self.folder, name)
+        records = read_shard(file) if rows is None else _read_rows(file, num_bytes, rows[first:])
+        return self._keep(name, records) if not first and self._reserve(num_bytes) else records
 
     def num_records(self, name: str) -> int:
-        """Number of records of a shard, by its index."""
-        return len(self._kept[name]) if name in self._kept else len(self._index(name))
+        """Number of records that `read` gives of a shard."""
+        return len(self._kept[name]) if name in self._kept else len(self._rows(name))
 
     def record(self, name: str, number: int) -> Record:
-        """One record of a shard, found by its index. Errors: ValueError if the index is not of this tar."""
+        """One of the records that `read` gives, found by its index."""
         if name in self._kept:
             return self._kept[name][number]
-        offset, size = self._index(name)[number].tolist()
-        if not size:
-            return CUT_OFF
-        with _open(self.folder.path / name) as stream:
-            try:
-                group = next(groups(stream, offset))
-            except (DamagedTar, StopIteration):
-                group = None
-            if group is None or (group.offset, group.end) != (offset, offset + size):
-                raise ValueError(f"{self.folder.path / name}: has no record at byte {offset}, its index is stale; copy tar and index again")
-            return parse(group.key, _files(stream, group))
+        row = self._rows(name)[number : number + 1]
+        return next(_read_rows(self.folder.path / name, self.folder.num_bytes[name], row))
 
     def keep_decoded(self, record: Record, image: Tensor) -> None:
         """Put the decoded image in the place of the encoded one, if the record stays in memory and there is room."""
         if record.cached and self._reserve(image.nbytes):
             record.image = image
 
-    def _read_index(self, name: str) -> NDArray[np.int64]:
-        return read_index(self.folder, name)
+    def _find_rows(self, name: str) -> NDArray[np.int64]:
+        """The index of what `read` gives."""
+        file = self.folder.path / name
+        if _num_bytes(file) != self.folder.num_bytes[name]:
+            return np.array([[0, -1]])
+        rows = read_index(self.folder, name)
+        if rows is None:
+            try:
+                with _there(file):
+                    rows = index_tar(file)
+            except NotATar:
+                rows = np.array([[0, 0]])
+        return rows
 
-    def _keep(self, name: str) -> Iterator[Record]:
-        records = []
-        for record in read_shard(self.folder.path / name):
-            record.cached = True
-            records.append(record)
-            yield record
-        self._kept[name] = records
+    def _keep(self, name: str, records: Iterator[Record]) -> Iterator[Record]:
+        kept = []
+        for record in records:
+            kept.append(replace(record, cached=True))
+            yield kept[-1]
+        self._kept[name] = kept
 
     def _reserve(self, num_bytes: int) -> bool:
         if num_bytes > self._free_bytes:
@@ -112,7 +111,7 @@ class ShardReader:
 
 
 def read_shard(file: Path | RemotePath, start: int = 0) -> Iterator[Record]:
-    """The records of a tar from a byte on, at which a record must begin.
+    """The records of a tar from a byte on, at which a record must begin, by its headers.
 
     One that is cut off or damaged ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened.
     """
@@ -122,6 +121,21 @@ def read_shard(file: Path | RemotePath, start: int = 0) -> Iterator[Record]:
                 yield parse(group.key, _files(stream, group))
         except DamagedTar:
             yield CUT_OFF
+
+
+def _read_rows(file: Path | RemotePath, num_bytes: int, rows: NDArray[np.int64]) -> Iterator[Record]:
+    """The records of a tar at the places (offset, size); one that is not there has the drop `damaged_record`."""
+    with _open(file, num_bytes) as stream:
+        for offset, size in rows.tolist():
+            yield MARKS[size] if size in MARKS else _record_at(stream, offset, offset + size)
+
+
+def _record_at(stream: IO[bytes], start: int, end: int) -> Record:
+    try:
+        group = next(groups(stream, start, end))
+    except (DamagedTar, StopIteration):
+        return DAMAGED
+    return parse(group.key, _files(stream, group)) if (group.offset, group.end) == (start, end) else DAMAGED
 
 
 @contextmanager
@@ -134,9 +148,9 @@ def _there(file: Path | RemotePath) -> Iterator[None]:
         ) from error
 
 
-def _open(file: Path | RemotePath) -> IO[bytes]:
+def _open(file: Path | RemotePath, num_bytes: int | None = None) -> IO[bytes]:
     with _there(file):
-        return file.open("rb")
+        return file.open("rb", num_bytes) if isinstance(file, RemotePath) else file.open("rb")
 
 
 def _num_bytes(file: Path | RemotePath) -> int:

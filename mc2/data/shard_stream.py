@@ -36,6 +36,10 @@ class Position(NamedTuple):
     offset: int = 0
 
 
+class TooFewShards(ValueError):
+    """Fewer shards than streams."""
+
+
 class Records(Protocol):
     """The records of shards by number, the unusable ones too (`ShardReader`)."""
 
@@ -48,7 +52,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the order depends on. Errors: ValueError for fewer shards than streams, with the numbers that work."""
+    """Everything that the order depends on. Errors: TooFewShards."""
 
     folder: ShardFolder
     seed: int
@@ -63,19 +67,14 @@ class Plan:
             if getattr(self, name) < 1:
                 raise ValueError(f"data: found {name} {getattr(self, name)}, need at least 1")
         if len(self.folder.names) < self.num_streams:
-            raise ValueError(
-                f"{self.folder.path}: found {len(self.folder.names)} shards for {self.num_streams} streams ({self.lanes} lanes, one for "
-                f"each worker, of {self.streams_per_lane} streams, one for each rank), need at least as many shards; use {self._advice()}, "
-                "or pack into more shards"
+            raise TooFewShards(
+                f"{self.folder.path}: found {len(self.folder.names)} shards for {self.num_streams} streams (lanes {self.lanes} x streams_per_lane "
+                f"{self.streams_per_lane}), need a shard for each"
             )
 
     @property
     def num_streams(self) -> int:
         return self.lanes * self.streams_per_lane
-
-    def _advice(self) -> str:
-        lanes = len(self.folder.names) // self.streams_per_lane
-        return f"at most {lanes} workers a rank" if lanes else f"at most {len(self.folder.names)} ranks with one worker each"
 
     def identity(self) -> dict[str, int | str]:
         """What a checkpoint notes of the order, plain values."""

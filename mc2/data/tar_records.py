@@ -43,14 +43,14 @@ class NotATar(DamagedTar):
     """Not even the first header can be read."""
 
 
-def groups(file: IO[bytes], start: int = 0) -> Iterator[Group]:
-    """The records from a byte of the tar on, which must be the beginning of a header; their data is not read.
+def groups(file: IO[bytes], start: int = 0, end: int | None = None) -> Iterator[Group]:
+    """The records from a byte of the tar on, which must be the beginning of a header, to its end mark or to another byte; their data is not read.
 
     The key is the name up to the first dot behind the last slash; of two files with the same key and extension the first counts. Errors: DamagedTar; the record
     that it breaks off in is not given, because nobody knows what it lacks.
     """
     group: Group | None = None
-    for member in members(file, start):
+    for member in members(file, start, end):
         folder, slash, name = member.name.rpartition("/")
         stem, dot, extension = name.partition(".")
         if not stem or not dot:
@@ -66,10 +66,10 @@ def groups(file: IO[bytes], start: int = 0) -> Iterator[Group]:
         yield group
 
 
-def members(file: IO[bytes], start: int = 0) -> Iterator[Member]:
-    """The regular files. Errors: DamagedTar."""
-    num_bytes, offset = file.seek(0, os.SEEK_END), start
-    while True:
+def members(file: IO[bytes], start: int = 0, end: int | None = None) -> Iterator[Member]:
+    """The regular files from a byte to the end mark, or to another byte. Errors: DamagedTar."""
+    offset, num_bytes = start, file.seek(0, os.SEEK_END) if end is None else end
+    while offset != end:
         file.seek(offset)
         header = file.read(BLOCK_BYTES)
         if header == _ZEROS:

@@ -25,6 +25,7 @@ from mc2.data.preprocess import ImagePreprocess
 from mc2.data.remote import NotThere, RemoteCache, RemotePath
 from mc2.data.shard_folder import open_folder
 from mc2.data.shard_index import index_tar
+from mc2.data.shard_reader import ShardReader
 from mc2.records import ShardInfo, ShardManifest
 from mc2.storage import write_json
 from tests.data.shards import write_folder
@@ -161,6 +162,16 @@ def test_a_resume_asks_only_for_what_is_behind_it(shards: Path, server: Server, 
     name, start, _ = server.asked[0]
     begin = int(index_tar(shards / name)[3, 0])
     assert start == begin // PIECE * PIECE > 0
+
+
+def test_the_records_of_an_open_block_cost_no_request_each(shards: Path, server: Server, tmp_path: Path) -> None:
+    """A resume in the middle of a block takes its records one by one."""
+    reader = ShardReader(open_folder(server.url, RemoteCache(str(tmp_path))))
+    reader.record("00001.tar", 0)
+    before = server.num_requests
+    assert [reader.record("00001.tar", number).key for number in range(12)] == [f"1-{number:04d}" for number in range(12)]
+    pieces = -(-(shards / "00001.tar").stat().st_size // PIECE)
+    assert server.num_requests - before < pieces
 
 
 def test_a_cache_that_is_too_small_stays_small(shards: Path, server: Server, tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_the_papers_benchmarks_go_on_top_of_a_recipe(pool: dict[str, str], tmp_p
     ("settings", "message"),
     [
         (["--data.init_args.val_pairs", "1"], r"data.val_pairs: found 1 for 2 processes, need at least one pair for each"),
-        (["--data.init_args.num_workers", "2"], r"found 2 shards for 4 streams .*use at most 1 workers a rank"),
+        (["--data.init_args.num_workers", "2"], r"found 2 shards for 4 streams .*; set num_workers to 1, or pack"),
         (["--model.init_args.micro_batches", "3"], r"model.micro_batches: found 3 for a batch of 8 pairs"),
         (["--model.init_args.towers.vision.image_size", "42"], r"data.preprocess.image_size: found 28, need 42 as in model.towers"),
         (
