@@ -72,23 +72,32 @@ def _add_packed(report: dict[str, Any], shards: Path) -> None:
     report["drops"] = manifest["drops"]
 
 
+UNREAD_PAIRS = ("broken_record", "duplicate_key", "no_image", "no_url", "no_captions")  # drops of whole pairs by the readers of pools
+
 # A way: what there is at the beginning, then each loss as a negative number, and in between and last what is left.
 Way = list[tuple[str, int]]
 
 
 def ways(report: Mapping[str, Any], matched_drops: Mapping[str, int]) -> dict[str, Way]:
-    """How the captions and the pairs of the pool become those that are matched and packed. `matched_drops`: those before balancing."""
+    """How the captions and the pairs of the pool become those that are matched and packed. `matched_drops`: those before balancing.
+
+    The captions of a pair that could not be read are not among the captions: nobody has counted them.
+    """
     total, lost = report["total"], Counter(report["caption_drops"])
     no_entry = lost.pop("no_entry", 0)
-    captions: Way = [("in the pool", total["pool_captions"]), *((reason, -number) for reason, number in lost.items())]
+    if many := matched_drops.get("many_captions", 0):
+        lost["many_captions"] = many
+    unread = Counter({reason: matched_drops[reason] for reason in UNREAD_PAIRS if reason in matched_drops})
+    captions: Way = [("in the pool", total["pool_captions"] + many), *((reason, -number) for reason, number in lost.items())]
     captions += [
         ("in a language with metadata", total["captions"]),
         ("no_entry", -no_entry),
         ("of duplicates", -total["duplicate_captions"]),
     ]
     captions += [("matched", total["matched"])]
-    no_captions = total["pairs"] - total["pairs_matched"] - total["duplicate_pairs"]
-    pairs: Way = [("in the pool", total["pairs"]), ("no_captions", -no_captions), ("duplicates", -total["duplicate_pairs"])]
+    pairs: Way = [("in the pool", total["pairs"] + unread.total())]
+    unread["no_captions"] += total["pairs"] - total["pairs_matched"] - total["duplicate_pairs"]
+    pairs += [*((reason, -number) for reason, number in unread.items()), ("duplicates", -total["duplicate_pairs"])]
     pairs += [("matched", total["pairs_matched"])]
     if "packed_pairs" in total:
         packing = Counter(report["drops"]) - Counter(matched_drops)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from mc2 import storage
 from mc2.cli import main
+from mc2.curation.pair_keys import MAX_CAPTIONS
 from mc2.curation.report import threshold_advice, write_report
-from tests.curation.pools import CAPTIONS
+from tests.curation.pools import CAPTIONS, image_file, record, tar_bytes, write_pool
 
 TRUTH = ["en", "de", "ja", "en", "de", None, "", "en", "de", "en", "de", "ja", "en", "fr"]  # of CAPTIONS in order
 
@@ -98,6 +99,28 @@ def test_ways_add_up(done: Path) -> None:
     assert captions["matched"] == sum(row["matched"] for row in report["languages"].values())
     assert (pairs["in the pool"], pairs["broken_image"], pairs["packed"]) == (15, -3, 12)
     assert {reason: -number for way in (captions, pairs) for reason, number in way.items() if number < 0} == report["drops"]
+
+
+def test_what_could_not_be_read_is_in_the_ways(
+    metadata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    pool = write_pool(tmp_path / "pool", 1)
+    fox = record("fox", ["a brown fox", *(f"the house {number}" for number in range(MAX_CAPTIONS + 4))], image_file())
+    members = [
+        *record("twice", ["a dog"], image_file()),
+        *fox,
+        *record("twice", ["a cat"], image_file()),
+        ("blind.txt", b"a dog"),
+        ("mute.jpg", b"x"),
+    ]
+    (pool / "00001.tar").write_bytes(tar_bytes([*members, ("bent.jpg", b"x"), ("bent.json", b"{"), *record("vain", [" "], image_file())]))
+    options = ["--english_threshold", "4", "--workers", "1", "--progress", "false"]
+    assert main(["curate", "run", "--pool", str(pool), "--metadata", str(metadata), "--out", str(tmp_path / "out"), *options]) == 0
+    printed = capsys.readouterr().out
+    lost = "1 broken_record - 1 duplicate_key - 1 no_image - 2 no_captions"
+    assert f"Pairs: 12 in the pool - {lost} = 7 matched" in printed
+    assert f"Captions: {len(TRUTH) + 1 + MAX_CAPTIONS + 5 + 1} in the pool - 2 empty_caption - 5 many_captions = " in printed
 
 
 def test_totals_are_the_sums_of_the_languages(done: Path) -> None:
