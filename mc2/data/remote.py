@@ -92,7 +92,8 @@ class RemotePath:
     version: str = ""
 
     def __truediv__(self, name: str) -> RemotePath:
-        return RemotePath(f"{self.url.rstrip('/')}/{name}", self.cache, self.version)
+        folder, mark, query = self.url.partition("?")  # a key of access, say
+        return RemotePath(f"{folder.rstrip('/')}/{name}{mark}{query}", self.cache, self.version)
 
     def __str__(self) -> str:
         return self.url

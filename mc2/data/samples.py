@@ -102,6 +102,7 @@ class SampleMaker:
         try:
             image = record.image
             if self.gpu_decode and isinstance(image, bytes) and (file := left_to_gpu(image, self.preprocess, seed)):
+                laps("decode")
                 black = tuple(BLACK.expand(3, size, size) for size in (self.preprocess.image_size, *self.views.sizes))
                 return Sample(black[0], caption.text, caption.language, record.key, black[1:], file)
             if isinstance(image, bytes):

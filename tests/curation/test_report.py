@@ -120,7 +120,7 @@ def test_what_could_not_be_read_is_in_the_ways(
     printed = capsys.readouterr().out
     lost = "1 broken_record - 1 duplicate_key - 1 no_image - 2 no_captions"
     assert f"Pairs: 12 in the pool - {lost} = 7 matched" in printed
-    assert f"Captions: {len(TRUTH) + 1 + MAX_CAPTIONS + 5 + 1} in the pool - 2 empty_caption - 5 many_captions = " in printed
+    assert f"Captions: {len(TRUTH) + 1 + MAX_CAPTIONS + 5 + 1:,} in the pool - 2 empty_caption - 5 many_captions = " in printed
 
 
 def test_totals_are_the_sums_of_the_languages(done: Path) -> None:

@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         self.server.num_requests += 1
-        file = self.server.folder / self.path.removeprefix("/shards/")
+        file = self.server.folder / self.path.partition("?")[0].removeprefix("/shards/")
         status = self.server.statuses.pop(0) if self.server.statuses else 200 if file.is_file() else 404
         if status != 200:
             self.close_connection = not status
@@ -162,6 +162,11 @@ def test_a_resume_asks_only_for_what_is_behind_it(shards: Path, server: Server, 
     name, start, _ = server.asked[0]
     begin = int(index_tar(shards / name)[3, 0])
     assert start == begin // PIECE * PIECE > 0
+
+
+def test_a_url_may_carry_a_key(shards: Path, server: Server, tokenizer_folder: Path, tmp_path: Path) -> None:
+    ours = loader(f"{server.url}?key=a%2Fb", tokenizer_folder, tmp_path / "cache")
+    assert same(list(islice(ours, 5)), list(islice(loader(shards, tokenizer_folder, tmp_path), 5)))
 
 
 def test_the_records_of_an_open_block_cost_no_request_each(shards: Path, server: Server, tmp_path: Path) -> None:
