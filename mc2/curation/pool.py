@@ -52,6 +52,8 @@ def pool_shards(pool: str | Path) -> list[Path]:
     if len(kinds) > 1:
         found = ", ".join(f"{len(shards[kind])} *{SUFFIXES[kind]}" for kind in kinds)
         raise ValueError(f"{folder}: found several kinds of shards ({found}), need one; move each kind into a folder of its own")
+    if strange := next((path for path in shards[kinds[0]] if not path.is_file()), None):
+        raise ValueError(f"{strange}: is no file, or a link that leads nowhere; take it out of the pool")
     return shards[kinds[0]]
 
 

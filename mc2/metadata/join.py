@@ -22,9 +22,14 @@ def join_languages(folder: str | Path, out: str | Path, language: str = MULTIPLE
         if not stage.done:
             candidates: dict[str, list[str]] = {source: [] for source in MERGE_ORDER}
             for part in metadata.sha256:
-                sources = pq.read_table(metadata.folder / f"{part}.sources.parquet")["source"].to_pylist()
-                for entry, source in zip(metadata.entries(part), sources, strict=True):
-                    candidates[source].append(entry)
+                path, entries = metadata.folder / f"{part}.sources.parquet", metadata.entries(part)
+                try:
+                    for entry, source in zip(entries, pq.read_table(path)["source"].to_pylist(), strict=True):
+                        candidates[source].append(entry)
+                except (OSError, ValueError, KeyError) as error:  # Arrow's are of these kinds
+                    raise ValueError(
+                        f"{path}: not the sources of the {len(entries)} entries ({error}); build the metadata again"
+                    ) from error
             row = write_language(stage.folder, code, merge_entries(candidates))
             mark = write_manifest(stage.folder, {code: row}, {"joined": metadata.fingerprint})
             stage.finish({"fingerprint": mark, "languages": 1, "skipped": []})

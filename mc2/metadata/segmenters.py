@@ -144,8 +144,8 @@ def _icu(code: str) -> Segmenter:
 
 
 def _botok(_code: str) -> Segmenter:
-    pack, _ = _botok_dictionary()
     botok = importlib.import_module("botok")
+    pack, _ = _botok_dictionary()
     tokenizer = botok.WordTokenizer(importlib.import_module("botok.config").Config.from_path(pack))
     return lambda piece: (token.text for token in tokenizer.tokenize(piece, split_affixes=False))
 

@@ -63,7 +63,9 @@ def wordnet_names(folder: str | Path) -> dict[str, list[str]]:
 
 
 def wordnet_files(folder: str | Path) -> list[Path]:
-    """The files that `wordnet_names` reads, sorted: their names and sizes stand for it."""
+    """The files that `wordnet_names` reads, sorted: their names and sizes stand for it. Errors: ValueError if the folder is not there."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: not found; need a folder with wordnets")
     return sorted(
         path
         for path in Path(folder).rglob("*")

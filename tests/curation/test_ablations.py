@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def one_set(metadata: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_one_set_holds_every_entry_once_with_its_first_source(metadata: Path, one_set: Path) -> None:
+def test_one_set_holds_every_entry_once_with_its_first_source(metadata: Path, one_set: Path, tmp_path: Path) -> None:
     several, one = Metadata.open(metadata), Metadata.open(one_set)
     entries = one.entries("mul")
     assert entries == sorted({entry for code in several.sha256 for entry in several.entries(code)})
@@ -38,6 +39,10 @@ def test_one_set_holds_every_entry_once_with_its_first_source(metadata: Path, on
     assert join_languages(metadata, one_set).fingerprint == one.fingerprint  # again: nothing to do
     with pytest.raises(ValueError, match=r"one_set: belongs to another run \(joined: found .*, need"):
         join_languages(one_set, one_set)
+    bent = Path(shutil.copytree(metadata, tmp_path / "bent"))
+    (bent / "de.sources.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"de\.sources\.parquet: not the sources of the \d+ entries .*; build the metadata again"):
+        join_languages(bent, tmp_path / "of_bent")
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,13 @@ def test_pools_of_nothing_or_of_several_kinds(tmp_path: Path, names: list[str], 
         pool_shards(tmp_path)
 
 
+def test_a_shard_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").touch()
+    (tmp_path / "1.tar").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match=r"1\.tar: is no file, or a link that leads nowhere; take it out of the pool"):
+        pool_shards(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [

@@ -2,7 +2,8 @@
 
     python -m tests.data.fuzz_shards --shards 10000
 
-A damaged shard is indexed, read from its beginning and from a record in the middle, and its samples are made. The alarm makes a hang an error.
+A damaged shard is indexed, read from its beginning and from a record in the middle, by its headers and by the index that it had before, and its samples are made.
+The alarm makes a hang an error.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from mc2.data.preprocess import ImagePreprocess
@@ -164,20 +167,21 @@ def damage_header(data: bytes, start: int, rng: random.Random) -> bytes:
     return data[:start] + header + data[start + 512 :]
 
 
-def damaged_shard(seed: int) -> bytes:
-    """The bytes of one shard with one to three damages."""
+def damaged_shard(seed: int) -> tuple[bytes, bytes]:
+    """The bytes of one shard with one to three damages; and those that it had before its bytes and headers were damaged."""
     rng = random.Random(seed)
     members = whole_members(rng)
     kinds = [rng.choice(("members", "members", "header", "bytes")) for _ in range(rng.randint(1, 3))]
     for _ in range(kinds.count("members")):
         damage_members(members, rng)
     data, headers = _tar(members)
+    whole = data
     for kind in kinds:
         if kind == "header" and headers:
             data = damage_header(data, rng.choice(headers), rng)
         elif kind == "bytes":
             data = damage_bytes(data, rng)
-    return data
+    return data, whole
 
 
 def _tar(members: Members) -> tuple[bytes, list[int]]:
@@ -208,6 +212,24 @@ def outcomes(file: Path) -> Counter[str]:
     middle = len(rows) // 2
     if len(rows) and rows[middle, 1]:
         assert list(read_shard(file, int(rows[middle, 0]))) == records[middle:]
+    return _of_records(records, file)
+
+
+def outcomes_by_index(file: Path, whole: bytes) -> Counter[str]:
+    """The same of a shard whose index was made before the damage. Records are the same one by one, from the middle and from the beginning."""
+    original = file.with_name("whole.tar")
+    original.write_bytes(whole)
+    rows = index_tar(original)
+    pq.write_table(pa.table({"offset": rows[:, 0], "size": rows[:, 1]}), file.with_name("0.index.parquet"))
+    reader = ShardReader(ShardFolder(file.parent, (file.name,), "", {file.name: file.stat().st_size}, {file.name: len(rows)}))
+    records = list(reader.read(file.name))
+    assert reader.num_records(file.name) == len(records)
+    assert [reader.record(file.name, number) for number in range(len(records))] == records
+    assert list(reader.read(file.name, len(records) // 2)) == records[len(records) // 2 :]
+    return _of_records(records, file)
+
+
+def _of_records(records: list[Record], file: Path) -> Counter[str]:
     reader = ShardReader(ShardFolder(file.parent, (file.name,), ""))
     return sum((_of_record(item, reader) for item in records), Counter[str]())
 
@@ -245,10 +267,12 @@ def fuzz(folder: Path, seeds: range) -> Counter[str]:
     found: Counter[str] = Counter()
     for seed in seeds:
         file = folder / "0.tar"
-        file.write_bytes(damaged_shard(seed))
+        damaged, whole = damaged_shard(seed)
+        file.write_bytes(damaged)
         try:
             with alarm(MAX_SECONDS, "hangs"):
                 found += outcomes(file)
+                found += Counter({f"{what} by index": number for what, number in outcomes_by_index(file, whole).items()})
         except Exception as error:
             raise AssertionError(f"shard of seed {seed}: {error!r}") from error
     return found

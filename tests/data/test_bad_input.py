@@ -32,6 +32,7 @@ def test_damaged_shards_give_samples_or_counted_drops(tmp_path: Path) -> None:
         "no_captions",
         "not_utf8",
         "refused",
+        "damaged_record by index",
     } <= found.keys()
 
 

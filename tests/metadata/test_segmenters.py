@@ -83,7 +83,18 @@ def test_tibetan_needs_the_dictionary_of_botok_and_never_downloads_it(tmp_path: 
     assert segmenter_name("dz") != segmenter_name("dz", "icu")
 
 
-@pytest.mark.parametrize("code", ["ja", "zh", "my"])
+MODULES = {
+    "botok": "botok",
+    "sudachipy": "sudachipy",
+    "khmer-nltk": "khmernltk",
+    "laonlp": "laonlp.tokenize",
+    "icu4py": "icu4py.breakers",
+    "pythainlp": "pythainlp.tokenize.nlpo3",
+    "jieba": "jieba",
+}
+
+
+@pytest.mark.parametrize("code", PACKAGES)
 def test_a_missing_package_is_named(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> NoReturn:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -94,6 +105,6 @@ def test_a_missing_package_is_named(code: str, monkeypatch: pytest.MonkeyPatch) 
     ):
         segmenter_name(code)
     segmenters._load.cache_clear()
-    monkeypatch.setitem(sys.modules, {"ja": "sudachipy", "zh": "jieba", "my": "icu4py.breakers"}[code], None)
-    with pytest.raises(ImportError, match=r"pip install 'mc2\[segment\]'"):
-        words(TEXTS[code][0], code)
+    monkeypatch.setitem(sys.modules, MODULES[PACKAGES[code][0]], None)
+    with pytest.raises(ImportError, match=rf"words of Wikipedia '{code}' need .*pip install 'mc2\[segment\]'"):
+        words("x", code)

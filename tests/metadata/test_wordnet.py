@@ -206,5 +206,5 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, name: str, data: bytes, mes
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere: has no wordnets"):
+    with pytest.raises(ValueError, match="nowhere: not found; need a folder with wordnets"):
         wordnet_names(tmp_path / "nowhere")
