@@ -28,6 +28,7 @@ from mc2.data.gpu_decode import can_decode
 from mc2.data.preprocess import ImagePreprocess
 from mc2.data.samples import Drop, SampleMaker
 from mc2.data.shard_folder import open_folder
+from mc2.data.shard_index import indexed
 from mc2.data.shard_reader import ShardReader
 from mc2.data.stages import STAGES
 from mc2.data.tokenizer import Tokenizer
@@ -193,7 +194,7 @@ def timed(run: Round, workers: int, setting: Setting) -> dict[str, float]:
 
 def stages(setting: Setting) -> dict[str, float]:
     """Processor seconds of a sample by stage: the steps of the loader, one after the other in this process."""
-    folder, preprocess = open_folder(setting.shards), ImagePreprocess(image_size=setting.image_size)
+    folder, preprocess = indexed(open_folder(setting.shards)), ImagePreprocess(image_size=setting.image_size)
     maker, tokenizer = SampleMaker(preprocess, seed=0), Tokenizer(setting.tokenizer, setting.context_length)
     reader, clock = ShardReader(folder), Clock(time.process_time)
     records = (record for name in folder.names for record in reader.read(name))

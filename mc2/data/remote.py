@@ -32,6 +32,16 @@ class NotThere(ValueError):
     """Nothing has this URL."""
 
 
+def check_protocol(url: str) -> None:
+    """Errors: ValueError for a kind of URL that nothing reads; one whose package is missing is an error where it is read."""
+    try:
+        fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
+    except ImportError:
+        pass
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}; look at the URL") from error
+
+
 def is_url(path: str | Path) -> bool:
     """Whether a folder of shards is named by a URL ("s3://bucket/shards") and not by a path."""
     return "://" in str(path)
@@ -54,7 +64,7 @@ class RemoteCache:
     def open(self, name: str, num_bytes: int, fetch: Callable[[], bytes]) -> IO[bytes]:
         """A piece by its name, fetched if it is not there in its full length."""
         path = Path(self.folder).expanduser() / name
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             if path.stat().st_size == num_bytes:
                 os.utime(path)
                 return path.open("rb")

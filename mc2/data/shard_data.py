@@ -190,7 +190,8 @@ class ShardData:
 
     def validation(self, rank: int, world_size: int) -> FixedBatches:
         """A rank's part of the fixed validation set, the same number of full batches on every rank. Errors: ValueError for fewer pairs than ranks."""
-        folder = open_folder(self.val_shards, self.remote_cache)
+        folder = indexed(open_folder(self.val_shards, self.remote_cache))
+        self.val_drops.clear()
         samples = list(islice(self._val_samples(folder), self.val_pairs))
         rows = min(self.batch_size, len(samples) // world_size)
         if not samples:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mc2 import storage
-from mc2.data.remote import NotThere, RemoteCache, RemotePath, is_url
+from mc2.data.remote import NotThere, RemoteCache, RemotePath, check_protocol, is_url
 from mc2.records import ShardManifest
 
 MANIFEST = "manifest.json"
@@ -74,6 +74,7 @@ def _described(path: Path | RemotePath, names: tuple[str, ...], manifest: ShardM
 
 def _open_remote(path: RemotePath) -> ShardFolder:
     """What the manifest says: a server is not asked for each of its tars before they are read."""
+    check_protocol(path.url)
     try:
         data = (path / MANIFEST).read_bytes()
     except NotThere as error:

@@ -39,9 +39,10 @@ def read_index(folder: ShardFolder, name: str) -> NDArray[np.int64] | None:
         rows = np.stack(storage.read_columns(io.BytesIO(path.read_bytes()), "offset", "size"), axis=1)
     except (OSError, KeyError, pa.ArrowException):
         return None
-    is_number = len(rows) == folder.num_records.get(name, len(rows))
-    is_within = rows.min(initial=0) >= 0 and rows.sum(axis=1).max(initial=0) <= folder.num_bytes[name]
-    return rows if is_number and is_within else None
+    num_records, num_bytes = folder.num_records.get(name, len(rows)), folder.num_bytes[name]
+    if len(rows) != num_records or not np.issubdtype(rows.dtype, np.integer) or ((rows < 0) | (rows > num_bytes)).any():
+        return None
+    return rows if (rows.sum(axis=1) <= num_bytes).all() else None
 
 
 def index_tar(file: Path | RemotePath) -> NDArray[np.int64]:
@@ -82,6 +83,13 @@ class _IndexTar:
         return len(rows)
 
 
+def _known_sizes(path: Path) -> dict[str, list[int]]:
+    """[bytes, time of change, rows] of each tar that was indexed; nothing where the file is none of ours."""
+    found = storage.read_json(path) if path.exists() else {}
+    is_ours = isinstance(found, dict) and all(isinstance(row, list) and [type(n) for n in row] == [int] * 3 for row in found.values())
+    return found if is_ours else {}
+
+
 def indexed(folder: ShardFolder) -> ShardFolder:
     """The folder with the number of records of each tar. Without a manifest all tars are indexed that have no index or have changed since, by all cores.
 
@@ -94,7 +102,7 @@ def indexed(folder: ShardFolder) -> ShardFolder:
     stats = {name: Path(folder.path, name).stat() for name in folder.names}
     found = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     with storage.alone(out):
-        known = storage.read_json(out / "sizes.json") if (out / "sizes.json").exists() else {}
+        known = _known_sizes(out / "sizes.json")
         todo = [name for name in folder.names if known.get(name, [])[:2] != found[name]]
         if todo:
             engine = LocalEngine(min(os.cpu_count() or 1, -(-len(todo) // TARS_PER_WORKER)), progress=len(todo) > TARS_PER_WORKER)

@@ -37,6 +37,8 @@ class Record:
     cached: bool = False
 
 
+MOST_ENTRY = 2**31 - 1
+
 CUT_OFF, STALE, DAMAGED = (Record("", drops=(reason,)) for reason in ("truncated_tar", "stale_shard", "damaged_record"))
 MARKS = {0: CUT_OFF, -1: STALE}  # sizes in an index that stand for no record
 
@@ -200,9 +202,10 @@ def _caption(value: str | Mapping[str, Any]) -> PackedCaption:
         not isinstance(caption.text, str)
         or not isinstance(caption.language, str)
         or not isinstance(value["entries"], list)
-        or not all(type(e) is int and e >= 0 for e in caption.entries)
+        or not all(type(e) is int and 0 <= e <= MOST_ENTRY for e in caption.entries)
     ):
         raise TypeError("a caption has values of other types")
+    caption.language.encode()
     return caption
 
 

@@ -23,7 +23,7 @@ from mc2 import storage
 from mc2.data.shard_folder import ShardFolder
 from mc2.data.shard_reader import Record
 
-# A stream may meet nothing but an empty shard in a pass; not so often in a row.
+# Passes for each stream that it may meet nothing but empty shards in, in a row: it is dealt others in each.
 MOST_EMPTY_PASSES = 20
 
 
@@ -134,7 +134,7 @@ def stream_records(plan: Plan, stream: int, start: Position, source: Records) ->
             for step in _window_records(plan, stream, here, shards, source):
                 empty_passes = 0
                 yield step
-        if empty_passes > MOST_EMPTY_PASSES:
+        if empty_passes > MOST_EMPTY_PASSES * plan.num_streams:
             raise ValueError(
                 f"{plan.folder.path}: the shards hold no record; need `<key>.jpg` with `<key>.json` or `<key>.txt` in the tars"
             )

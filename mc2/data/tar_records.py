@@ -112,7 +112,9 @@ def _by_tarfile(file: IO[bytes], offset: int) -> tuple[Member, bool]:
             if found is None:
                 raise DamagedTar("no header")
             return Member(found.name, offset, found.offset_data, found.size, tar.offset), found.isreg()
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: numbers in a damaged header
+    except OSError:  # of the disk
+        raise
+    except Exception as error:  # tarfile raises nearly everything on a damaged header: IndexError, RecursionError, MemoryError, ...
         raise (DamagedTar if offset else NotATar)(str(error)) from error
 
 

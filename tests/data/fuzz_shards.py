@@ -155,6 +155,7 @@ def damage_header(data: bytes, start: int, rng: random.Random) -> bytes:
                     b"\x80" + b"\xff" * 11,
                     b"\xff" * 12,
                     b"\x80" + b"\0" * 10 + b"\x09",
+                    b"\x80\0\0\0\x10" + b"\0" * 7,
                 ],
             ),
             (156, 1, [bytes([kind]) for kind in b"\x00123456LKSxgXVN7"]),

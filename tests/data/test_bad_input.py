@@ -54,6 +54,38 @@ def test_a_header_that_leads_back_ends_the_shard(size: bytes, tmp_path: Path) ->
     assert records[-1].drops == ("truncated_tar",)
 
 
+def header(name: bytes, kind: bytes, size: bytes, extended: bool = False) -> bytes:
+    """A header of 512 bytes with its checksum; `extended`: of a sparse file whose map goes on in the next block."""
+    data = bytearray(512)
+    data[: len(name)], data[124:136], data[156:157] = name, size.ljust(12, b"\0"), kind
+    data[257:265], data[482:483] = b"ustar  \0", bytes([extended])
+    data[148:156] = b"%06o\0 " % (sum(data) + 8 * ord(" "))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        header(b"x.jpg", b"S", b"00000001000", extended=True),
+        header(b"x", b"L", b"00000001000") * 4000,
+        header(b"x", b"L", b"\x80\0\0\0\x10" + b"\0" * 7),
+        header(b"x", b"x", b"\x80\0\0\0\x10" + b"\0" * 7),
+    ],
+    ids=["sparse", "chain", "long", "pax"],
+)
+def test_headers_that_tarfile_itself_fails_on(strange: bytes, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [member for key in "ab" for member in record(key, b"a fox")])
+    data = (tmp_path / "0.tar").read_bytes()
+    end = int(index_tar(tmp_path / "0.tar")[1].sum())
+    (tmp_path / "0.tar").write_bytes(data[:end] + strange)
+    (tmp_path / "1.tar").write_bytes(strange)
+    first, *_, last = read_shard(tmp_path / "0.tar")
+    assert (first.key, last.drops) == ("a", ("truncated_tar",))
+    assert [item.drops for item in read_shard(tmp_path / "1.tar")] == [("truncated_tar",)]
+    with pytest.raises(ValueError, match=r"1\.tar: not a readable tar"):
+        index_tar(tmp_path / "1.tar")
+
+
 @pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a/../x.jpg"])
 def test_names_that_lead_out_of_the_folder_are_names_only(name: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [(name, jpeg()), (name.replace(".jpg", ".txt"), b"a fox")])

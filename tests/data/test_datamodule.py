@@ -213,6 +213,17 @@ def test_validation_batches_are_the_same_on_every_rank_and_time(shards: Path, to
         data(shards, tokenizer_folder, languages=["ja"]).val_dataloader()
 
 
+def test_validation_reads_a_plain_tar_that_has_changed_as_it_is(tokenizer_folder: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [file for pair in range(8) for file in record(f"a{pair}", b"a fox")])
+    data(tmp_path, tokenizer_folder).train_dataloader()  # builds the index
+    pairs = [*(record(f"b{pair}", b"a big red fox") for pair in range(12)), record("c", b"")]
+    write_tar(tmp_path / "0.tar", [file for pair in pairs for file in pair])
+    module = data(tmp_path, tokenizer_folder, val_shards=str(tmp_path), val_pairs=100)
+    for _ in range(2):
+        assert [key for batch in module.val_dataloader() for key in batch.keys] == [f"b{pair}" for pair in range(12)]
+        assert module.drops == {"empty_caption": 1, "no_captions": 1}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

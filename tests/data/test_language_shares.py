@@ -80,6 +80,8 @@ def test_what_is_refused() -> None:
             LanguageShares(**settings)
     with pytest.raises(ValueError, match="the bounds of all 2 languages add up to less than 1"):
         LanguageShares(most={"en": 0.5, "de": 0.4}).shares({"en": 1, "de": 1})
+    most = {"en": 0.6, "de": 0.3, "fr": 0.1}  # their sum is less than 1 in binary
+    assert LanguageShares(most=most).shares(dict.fromkeys(most, 100)) == pytest.approx(most)
     with pytest.raises(ValueError, match=r"settings that use 0\.\d+% of what is read, because sw would need"):
         LanguageShares(100).keep_probabilities({"en": 1e6, "sw": 10})
     with pytest.raises(ValueError, match="found shards without languages"):

@@ -226,6 +226,8 @@ DIRT: Sequence[tuple[list[tuple[str, bytes]], tuple[str, ...]]] = [
     (record("x", {"captions": [1]}), ("broken_record",)),
     (record("x", {"captions": [{"text": 1, "language": "en", "entries": []}]}), ("broken_record",)),
     (record("x", {"captions": [{"text": "fox", "language": "en", "entries": [-1]}]}), ("broken_record",)),
+    (record("x", {"captions": [{"text": "fox", "language": "en", "entries": [2**40]}]}), ("broken_record",)),
+    (record("x", {"captions": [{"text": "fox", "language": "\ud800", "entries": []}]}), ("broken_record",)),
     (record("x", {"captions": [{"text": "fox"}]}), ("broken_record",)),
     (record("x", {"captions": "a red fox"}), ("broken_record",)),
     (record("x", {"captions": {"en": "a fox"}}), ("broken_record",)),
@@ -270,6 +272,14 @@ def test_a_stream_that_is_dealt_unusable_shards_waits_for_better_ones(seed: int,
         write_tar(tmp_path / f"{shard}.tar", [file for pair in pairs for file in pair])
     module = data(tmp_path, tokenizer_folder, streams_per_lane=4, batch_size=8, seed=seed)
     assert len(keys(module.loader(0, 1), 200)) == 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_that_is_dealt_empty_shards_waits_for_others(seed: int, tokenizer_folder: Path, tmp_path: Path) -> None:
+    for shard in range(8):
+        write_tar(tmp_path / f"{shard}.tar", [file for pair in range(4 * (shard < 1)) for file in record(f"{shard}-{pair}", b"a fox")])
+    module = data(tmp_path, tokenizer_folder, streams_per_lane=8, batch_size=8, seed=seed)
+    assert len(keys(module.loader(0, 1), 100)) == 100
 
 
 def test_a_language_in_one_shard_of_many_is_found_by_every_stream(tokenizer_folder: Path, tmp_path: Path) -> None:

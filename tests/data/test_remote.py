@@ -201,6 +201,15 @@ def test_every_file_system_of_fsspec_will_do(shards: Path, tokenizer_folder: Pat
     files.rm("/bucket", recursive=True)
 
 
+def test_what_cannot_be_reached_is_said_at_once(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^htps://x/y: Protocol not known: htps; look at the URL$"):
+        open_folder("htps://x/y")
+    (tmp_path / "file").touch()
+    folder = open_folder(server.url, RemoteCache(str(tmp_path / "file")))
+    with pytest.raises(ValueError, match=r"cannot be written .*; give a folder that you may write to"):
+        next(ShardReader(folder).read("00001.tar"))
+
+
 def test_what_is_in_a_piece_is_what_is_in_the_file(shards: Path, server: Server, tmp_path: Path) -> None:
     data, rng = (shards / "00001.tar").read_bytes(), np.random.default_rng(0)
     with (RemotePath(server.url, RemoteCache(str(tmp_path))) / "00001.tar").open() as file:

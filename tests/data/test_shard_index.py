@@ -98,6 +98,13 @@ def test_indexes_of_plain_tars_are_built_once_and_again_for_a_tar_that_changed(p
     assert built[3:] == ["1.tar"]
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '{"0.tar": 3}', '{"0.tar": [1, 2]}'])
+def test_sizes_that_are_none_are_taken_again(text: str, plain: Path) -> None:
+    indexed(open_folder(plain))
+    (plain / ".mc2_index/sizes.json").write_text(text)
+    assert indexed(open_folder(plain)).num_records == {"0.tar": 4, "1.tar": 4, "2.tar": 4}
+
+
 def test_many_tars_are_indexed_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_index, "TARS_PER_WORKER", 2)
     write_folder(tmp_path, [1, 2, 3, 4])
@@ -166,6 +173,14 @@ def negative_index(folder: Path) -> None:
     write_index(folder / "00001.index.parquet", index_tar(folder / "00001.tar") - np.array([512, 0]))
 
 
+def float_index(folder: Path) -> None:
+    write_index(folder / "00001.index.parquet", index_tar(folder / "00001.tar").astype(float))
+
+
+def huge_index(folder: Path) -> None:
+    write_index(folder / "00001.index.parquet", index_tar(folder / "00001.tar") + np.array([2**63 - 100_000, 0]))
+
+
 DAMAGE: list[tuple[list[Callable[[Path], None]], Counter[str]]] = [
     ([cut_off], Counter(stale_shard=1)),
     ([bent_header], Counter(damaged_record=1, used=11)),
@@ -177,6 +192,8 @@ DAMAGE: list[tuple[list[Callable[[Path], None]], Counter[str]]] = [
     ([short_index], Counter(used=12)),
     ([strange_index], Counter(damaged_record=12)),
     ([negative_index], Counter(used=12)),
+    ([float_index], Counter(used=12)),
+    ([huge_index], Counter(used=12)),
 ]
 
 
