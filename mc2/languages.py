@@ -156,6 +156,16 @@ def distinct(codes: Sequence[str]) -> dict[str, str]:
     return result
 
 
+def language_to_know(code: str) -> str | None:
+    """The language whose knowledge gives a Wikipedia, which nothing known takes, metadata of its own ("bat_smg": "sgs"); None where no code stands for it ("simple")."""
+    domain = code.replace("_", "-")
+    own = WIKIPEDIA_LANGUAGES.get(domain, ALIASES.get(domain, domain))
+    try:
+        return own if canonical(own) == own else None
+    except ValueError:
+        return None
+
+
 def wikipedia_language(code: str, known: Collection[str] = LID176) -> str | None:
     """The metadata language that a Wikipedia belongs to; None for what is no Wikipedia ("commons").
 

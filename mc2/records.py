@@ -21,6 +21,7 @@ DROP_REASONS = {
     "broken_image": "the image cannot be decoded (JPEG, PNG or WebP)",
     "huge_image": "the image has more pixels than the limit",
     "broken_record": "the record's JSON or name cannot be read",
+    "broken_page": "the record of a page in a WAT file cannot be read; none of its links was used",
     "duplicate_key": "an earlier pair of the same shard has this key",
     "unreadable_tar": "the file is not a tar; nothing of it was used",
     "truncated_tar": "the tar is cut off or damaged in the middle; the members before it were used",

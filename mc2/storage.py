@@ -10,10 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -200,16 +201,27 @@ class Stage:
             ...                      # write files atomically
             stage.finish({"captions": 17})
 
-    `inputs.json` is written at the start and `done.json` at the end. Other inputs than the folder's own are an error, never a mixture. `done.json` has no clock
-    in it: the same inputs give the same bytes.
+    `inputs.json` is written at the start and `done.json` at the end. Other inputs than the folder's own are an error, never a mixture; but a stage that has made no
+    file yet begins anew with them, so that a setting which it refused, or a damaged source, can be mended. `done.json` has no clock in it: the same inputs give the
+    same bytes.
+
+    kept: files and folders in it that are right whatever the inputs are. still_right: asked, with the names of the inputs that differ, whether all files that an
+    unfinished stage has made are right with the new ones too.
 
     The folder is locked while the stage runs, by flock: NFS and Lustre (mounted with `flock`) keep it among machines, and it ends with the process that holds
     it, kill -9 included. Where the file system has no locks, a warning is all: files are atomic and the same whoever writes them, so two jobs waste time
     but damage nothing. For the same reason the workers of a dead job may still run while the next one starts.
     """
 
-    def __init__(self, folder: Path, name: str, inputs: Mapping[str, object]) -> None:
-        self.folder, self.name = folder, name
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        inputs: Mapping[str, object],
+        kept: Collection[str] = (),
+        still_right: Callable[[set[str]], bool] = lambda _: False,
+    ) -> None:
+        self.folder, self.name, self._kept, self._still_right = folder, name, {"inputs.json", *kept}, still_right
         self.inputs: JSON = json.loads(json.dumps({"stage": name, "mc2": __version__, **inputs}))
         self.fingerprint = fingerprint(self.inputs)
         self._lock: IO[bytes] | None = None
@@ -255,10 +267,21 @@ class Stage:
 
     def _check_inputs(self) -> None:
         mark = self.folder / "inputs.json"
-        if mark.exists():
-            check_inputs(self.folder, read_json(mark), self.inputs)
-        else:
-            write_json(mark, self.inputs)
+        found = read_json(mark) if mark.exists() else {}
+        if found == self.inputs:
+            return
+        if found and not self._may_begin_anew({key for key in {*found, *self.inputs} if found.get(key) != self.inputs.get(key)}):
+            check_inputs(self.folder, found, self.inputs)
+        write_json(mark, self.inputs)
+
+    def _may_begin_anew(self, different: set[str]) -> bool:
+        if not self._alone or self.done or "stage" in different:
+            return False
+        if all(path.name in self._kept or path.name.startswith(".") for path in self.folder.iterdir()):
+            for path in self.folder.glob(".*/"):  # intermediate results of the other inputs
+                shutil.rmtree(path)
+            return True
+        return self._still_right(different)
 
     @property
     def done(self) -> bool:

@@ -341,13 +341,14 @@ def run(
         settings = PackSettings(balanced, seed, shard_pairs=shard_pairs)
         run_pack(pool, matched, out / "balance", shards, settings, engine, leave, filters or [])
     else:
-        run_urls(pool, matched, out / "balance", out / "urls", balanced, seed, engine=engine)
+        listed = run_urls(pool, matched, out / "balance", out / "urls", balanced, seed, engine=engine)
     write_report(out / "balance", out / "curation", matched, truth, shards if has_images else None)
     print(f"{out}: open curation/report.png")
     if has_images:
         print(f"{out}: train on shards/ with balance/")
     else:
-        print(f"{out}: the pool has no images, so the URLs of the matched pairs are in urls/. Download them, then curate the tars:")
+        without = f" ({listed['drops']['no_url']:,} pairs of the pool have none)" if listed["drops"].get("no_url") else ""
+        print(f"{out}: the pool has no images, so {listed['pairs']:,} URLs{without} are in urls/. Download them, then curate the tars:")
         print(f"  {img2dataset_command(out / 'urls', Path('TARS'))}\n  mc2 curate run --pool TARS --metadata {metadata} --out ...")
 
 

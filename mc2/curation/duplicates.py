@@ -12,6 +12,7 @@ Shapes: N images of the pool, M of the benchmarks. Positions of benchmark images
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 Positions: TypeAlias = NDArray[np.int64]
 
 STAYS = -1
+EMPTY = np.frombuffer(hashlib.sha256(b"").digest(), ">u8")[:2].astype(np.uint64)  # the content of what is no image: it doubles nothing
 REASONS = ("exact_duplicate", "near_duplicate", "benchmark_overlap")  # the numbers in `Verdicts.reason`
 
 
@@ -56,7 +58,7 @@ def find_duplicates(images: ImageHashes, num_benchmark: int, radius: int | None,
     total, pool_size = len(images), len(images) - num_benchmark
     takes_part = np.ones(pool_size, bool) if takes_part is None else takes_part
     is_benchmark = np.arange(total) >= pool_size
-    active = is_benchmark | np.concatenate([takes_part, np.zeros(num_benchmark, bool)])
+    active = (is_benchmark | np.concatenate([takes_part, np.zeros(num_benchmark, bool)])) & (images.content != EMPTY).any(axis=1)
     reason, duplicate_of = np.full(pool_size, STAYS, np.int8), np.full(pool_size, STAYS, np.int64)
 
     def drop(name: str, positions: Positions, originals: Positions) -> None:

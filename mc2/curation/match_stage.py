@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ class MatchShard:
             matcher = _caption_matcher(self.metadata, self.fingerprint, self.out / ".automata", self.settings)
             drops: Counter[str] = Counter()
             tables = [matcher(batch) for batch in batches(read_pairs(shard, drops, images=False, columns=self.columns))]
-            write_matched(path, tables, drops)
+            write_matched(path, tables, drops, pool_fingerprint([shard]))
         return matched_drops(path)
 
 
@@ -208,11 +208,11 @@ _ENCODING: dict[str, Any] = {
 }
 
 
-def write_matched(path: Path, tables: Sequence[pa.Table], drops: Mapping[str, int]) -> None:
-    """Write the rows of a shard: the same bytes however they were cut into tables."""
+def write_matched(path: Path, tables: Sequence[pa.Table], drops: Mapping[str, int], mark: str = "") -> None:
+    """Write the rows of a shard: the same bytes however they were cut into tables. mark: stands for the pool shard."""
     whole = pa.concat_tables([MATCHED_SCHEMA.empty_table(), *tables]).combine_chunks()
     with storage.atomic_write(path) as file:
-        rows = whole.replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items())))})
+        rows = whole.replace_schema_metadata({"drops": json.dumps(dict(sorted(drops.items()))), "shard": mark})
         pq.write_table(rows, file, compression="zstd", **_ENCODING)
 
 
@@ -222,6 +222,15 @@ def matched_drops(path: Path) -> dict[str, int]:
     drops = Counter(json.loads(table.schema.metadata[b"drops"]))
     drops.update({row["values"]: row["counts"] for row in table["drop"].drop_null().value_counts().to_pylist()})
     return dict(sorted(drops.items()))
+
+
+def _still_right(out: Path, shards: Sequence[Path], different: set[str]) -> bool:
+    """Whether the files of an unfinished match are of shards that are still in the pool as they were: another shard was mended or taken out."""
+    if different != {"pool"}:
+        return False
+    shard_of = {shard.stem: shard for shard in shards}
+    made = {path: pq.read_metadata(path).metadata.get(b"shard", b"").decode() for path in out.glob("*.parquet")}
+    return all(path.stem in shard_of and pool_fingerprint([shard_of[path.stem]]) == mark for path, mark in made.items())
 
 
 def run_match(
@@ -238,7 +247,7 @@ def run_match(
     if out.resolve() in {shard.parent.resolve() for shard in map(Path, shards)}:
         raise ValueError(f"{out}: is the pool; choose another folder for what is matched")
     inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **settings.inputs(), "columns": vars(columns)}
-    with storage.Stage(out, "match", inputs) as stage:
+    with storage.Stage(out, "match", inputs, still_right=partial(_still_right, out, shards)) as stage:
         if not stage.done:
             pool_has_images(shards, columns)  # checks the columns
             identifier = open_identifier(opened.sha256, settings.language)  # a wrong setting is one error

@@ -52,8 +52,12 @@ def pool_shards(pool: str | Path) -> list[Path]:
     if len(kinds) > 1:
         found = ", ".join(f"{len(shards[kind])} *{SUFFIXES[kind]}" for kind in kinds)
         raise ValueError(f"{folder}: found several kinds of shards ({found}), need one; move each kind into a folder of its own")
-    if strange := next((path for path in shards[kinds[0]] if not path.is_file()), None):
-        raise ValueError(f"{strange}: is no file, or a link that leads nowhere; take it out of the pool")
+    twice = [stem for stem, number in Counter(path.stem for path in shards[kinds[0]]).items() if number > 1]
+    if twice:
+        found = ", ".join(path.name for path in shards[kinds[0]] if path.stem == twice[0])
+        raise ValueError(f"{folder}: found shards of one name ({found}), need a name for each; rename them")
+    if lost := next((path for path in shards[kinds[0]] if not path.exists()), None):
+        raise ValueError(f"{lost}: is a link that leads nowhere; take it out of the pool")
     return shards[kinds[0]]
 
 

@@ -56,7 +56,7 @@ def _pairs(path: Path, drops: Counter[str]) -> Iterator[Pair]:
         try:
             page = decode(data)
         except (decode_error, RecursionError, UnicodeDecodeError):
-            drops["broken_record"] += 1
+            drops["broken_page"] += 1
         else:
             yield from page_pairs(page, drops)
 
@@ -150,7 +150,7 @@ def _records_from(path: Path, start: int, drops: Counter[str]) -> Iterator[tuple
         file.seek(start)
         for record in warc.ArchiveIterator(file, record_types=warc.WarcRecordType.metadata, parse_http=False):
             if record.content_length > MAX_RECORD_BYTES:
-                drops["broken_record"] += 1
+                drops["broken_page"] += 1
                 continue
             data = record.reader.read()
             if len(data) < record.content_length or "Content-Length" not in record.headers:  # fastwarc does not mind a cut

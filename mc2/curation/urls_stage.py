@@ -54,12 +54,12 @@ def img2dataset_command(urls: Path, tars: Path) -> str:
 
 
 def fetchable_url(url: str) -> str:
-    """The URL in ASCII, as it goes over the wire. Errors: ValueError if it cannot be written so, or is empty."""
+    """The URL in ASCII, as it goes over the wire. Errors: ValueError if it cannot be written so, or is none of http or https."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"found no host to ask by http in the URL {url!r}")
     if _FETCHABLE.fullmatch(url):
         return url
-    parts = urlsplit(url)
-    if not parts.netloc:
-        raise ValueError(f"found no host in the URL {url!r}")
     rest = url.replace(parts.netloc, "\0", 1)
     return quote(rest, safe="%!#$&'()*+,/:;=?@[]~\0").replace("\0", parts.netloc.encode("idna").decode(), 1)
 

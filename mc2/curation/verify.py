@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mc2 import storage
+from mc2.curation.filters import PREFIX
 from mc2.curation.verify_shard import AGAIN, CheckShard, Problem, ShardCheck
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
@@ -64,7 +65,9 @@ def _read_manifest(folder: Path) -> tuple[ShardManifest | None, list[Problem]]:
     try:
         manifest = ShardManifest.from_json(storage.read_json(folder / MANIFEST))
         twice = sorted(name for name, number in Counter(shard.name for shard in manifest.shards).items() if number > 1)
-        drops = sorted(reason for reason, number in manifest.drops.items() if reason not in DROP_REASONS or number < 0)
+        drops = sorted(
+            reason for reason, number in manifest.drops.items() if not (reason in DROP_REASONS or reason.startswith(PREFIX)) or number < 0
+        )
         total = _pairs_by_mark(folder, manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = "is missing" if not (folder / MANIFEST).exists() else f"cannot be read as a manifest ({type(error).__name__})"

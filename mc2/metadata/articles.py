@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import types
 
 from mc2 import languages
 from mc2.metadata.wikipedia import Part
@@ -133,7 +134,7 @@ def _docs(lines: Iterator[str], path: Path) -> Iterator[Article]:
             value = json.loads(line)
             if not isinstance(value.get("text"), str):
                 raise OSError(f"{path.name}: a line without a text")
-            yield Article(str(value.get("title", "")), html.unescape(value["text"]))
+            yield Article(_readable(str(value.get("title", ""))), _readable(html.unescape(value["text"])))
         elif title is None and (start := _DOC.match(line)):
             title = html.unescape(start[1])
         elif title is not None and line.rstrip() == "</doc>":
@@ -147,7 +148,16 @@ def _docs(lines: Iterator[str], path: Path) -> Iterator[Article]:
         raise OSError(f"{path.name}: ends inside of an article")
 
 
+def _readable(text: str) -> str:
+    """Half a character ("\\ud83d" in JSON) as "?"."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 # --- parquet ------------------------------------------------------------------------------------------------------------
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))
 
 
 def _parquet(part: Part) -> Iterator[Article]:
@@ -155,6 +165,10 @@ def _parquet(part: Part) -> Iterator[Article]:
         columns = [name for name in ("title", "text") if name in file.schema_arrow.names]
         if "text" not in columns:
             raise ValueError(f"{part.paths[0]}: found the columns {', '.join(file.schema_arrow.names)}, need one named text")
+        kinds = {name: file.schema_arrow.field(name).type for name in columns}
+        for name, kind in kinds.items():
+            if not _is_text(kind.value_type if types.is_dictionary(kind) else kind):
+                raise ValueError(f"{part.paths[0]}: found {kind} in the column {name}, need strings; write it again as text")
         for batch in file.iter_batches(batch_size=256, columns=columns):
             rows = batch.to_pydict()
             for title, text in zip(rows.get("title", [""] * batch.num_rows), rows["text"], strict=True):

@@ -48,7 +48,7 @@ def build(
         more_languages: Languages that your language identification knows beside those of lid.176, as [zu, ha]: their Wikipedias and page views give to them.
         progress: Show progress bars.
     """
-    from mc2 import storage
+    from mc2 import languages, storage
     from mc2.metadata.build import build_metadata
 
     given = storage.read_json(titles) if titles else {}
@@ -74,9 +74,9 @@ def build(
     )
     print(f"{out}: {sum(metadata.num_entries.values()):,} entries in {len(metadata.sha256)} languages, fingerprint {metadata.fingerprint}")
     if skipped := storage.read_json(out / "done.json")["results"]["skipped"]:
-        print(
-            f"skipped Wikipedias whose language lid.176 does not know: {', '.join(skipped)}; name those that your model knows in --more_languages"
-        )
+        print(f"skipped Wikipedias whose language lid.176 does not know: {', '.join(skipped)}")
+        if more := [code for code in map(languages.language_to_know, skipped) if code]:
+            print(f"give those that your model knows: --more_languages '[{', '.join(more)}]'")
 
 
 def join(folder: Path, out: Path, language: str = "mul") -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mc2 import languages, storage
+from mc2.metadata.entries import drop_reason
 from mc2.metadata.ngrams import part_mark
 from mc2.metadata.segmenters import SegmenterChoice
 from mc2.metadata.selection import Limits
@@ -143,6 +144,8 @@ def _titles_by_language(titles: Mapping[str, Sequence[str]]) -> dict[str, list[s
     for code in sorted(titles):
         if isinstance(titles[code], str):
             raise ValueError(f"metadata: found one string as the titles of {code!r}, need a list of strings")
+        if strange := [title for title in titles[code] if not isinstance(title, str) or drop_reason(title) == "not_utf8"]:
+            raise ValueError(f"metadata: found {strange[0]!r} among the titles of {code!r}, need text")
         joined[languages.metadata_code(code)].extend(titles[code])
     return dict(joined)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,6 +57,16 @@ def test_the_same_verdicts_as_one_image_after_the_other(pool: list[Image], bench
     found = find_duplicates(arrays(pool + benchmark), len(benchmark), radius, takes_part)
     rows = zip(found.reason.tolist(), found.duplicate_of.tolist(), strict=True)
     assert [None if reason == STAYS else (REASONS[reason], original) for reason, original in rows] == slow_verdicts(pool, benchmark, radius)
+
+
+def test_images_without_a_byte_double_nothing() -> None:
+    empty = int.from_bytes(hashlib.sha256(b"").digest()[:8]), int.from_bytes(hashlib.sha256(b"").digest()[8:16])
+    content = np.array([empty, (0, 1), empty, (0, 1), empty], np.uint64)
+    found = find_duplicates(ImageHashes(content, np.zeros(5, np.uint64), np.zeros(5, bool)), 1, None)
+    assert [
+        (REASONS[reason], int(original)) for reason, original in zip(found.reason, found.duplicate_of, strict=True) if reason != STAYS
+    ] == [("exact_duplicate", 1)]
+    assert found.reason[3] != STAYS
 
 
 def test_what_stays_is_further_apart_than_the_radius_and_a_chain_does_not_leave() -> None:

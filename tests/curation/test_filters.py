@@ -14,6 +14,7 @@ from mc2.curation.balance_stage import run_balance
 from mc2.curation.filters import KEEP, PairFilter, Verdict, filter_pair
 from mc2.curation.match_stage import run_match
 from mc2.curation.pack_stage import run_pack
+from mc2.curation.verify import verify_shards
 from mc2.engines.engine import ShardErrors
 from mc2.engines.local import LocalEngine
 from mc2.records import Pair, ShardManifest
@@ -94,6 +95,7 @@ def test_drops_and_new_images_are_counted(pool: Path, balanced: Path, tmp_path: 
     assert (manifest.num_pairs, manifest.replaced) == (9, 3)
     assert [key for key in packed(tmp_path / "shards") if key.endswith("2")] == []
     assert (tmp_path / "diary").read_text() == "built\n" * 2  # once for its identity, once for all shards
+    assert verify_shards(tmp_path / "shards", engine=HERE)[0] == []
     data = (tmp_path / "shards" / "00000.tar").read_bytes()
     assert data.count(b"0.png") == 3
     pack(pool, balanced, tmp_path / "two", partial(CountingFilter, "sleep", grey="fox"), workers=2)

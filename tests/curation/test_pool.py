@@ -84,6 +84,7 @@ def test_seen_keys_against_a_set() -> None:
     ("names", "message"),
     [
         (["a.tar", "b.parquet"], r"found several kinds of shards \(1 \*\.tar, 1 \*\.parquet\), need one"),
+        (["a.tar", "a.TAR", "b.tar"], r"found shards of one name \(a\.TAR, a\.tar\), need a name for each; rename them"),
         (["x.csv", "y.csv", "z.csv", "zz.csv"], r"found no shard in the pool \(x\.csv, y\.csv, z\.csv \.\.\.\)"),
         ([".hidden.tar"], r"found no shard in the pool \(it is empty\)"),
     ],
@@ -95,10 +96,10 @@ def test_pools_of_nothing_or_of_several_kinds(tmp_path: Path, names: list[str], 
         pool_shards(tmp_path)
 
 
-def test_a_shard_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0.tar").touch()
     (tmp_path / "1.tar").symlink_to("/nowhere")
-    with pytest.raises(ValueError, match=r"1\.tar: is no file, or a link that leads nowhere; take it out of the pool"):
+    with pytest.raises(ValueError, match=r"1\.tar: is a link that leads nowhere; take it out of the pool"):
         pool_shards(tmp_path)
 
 

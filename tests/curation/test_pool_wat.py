@@ -202,7 +202,7 @@ def numbers(pairs: list[Pair]) -> list[int]:
 def test_broken_records_are_dropped_alone(tmp_path: Path, data: bytes) -> None:
     pairs, drops = read(write_wat(tmp_path / "0.warc.wat.gz", [numbered(0), data, numbered(1)]))
     assert numbers(pairs) == [0, 1]
-    assert drops == {"broken_record": 1}
+    assert drops == {"broken_page": 1}
 
 
 @pytest.mark.parametrize("places", [[2], [1], [4], [1, 3], [2, 3], [1, 2, 3, 4]])
@@ -259,7 +259,7 @@ def test_a_record_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pyt
     bomb = page("https://ex.org/", [image("a.jpg", "x" * 200_000)])
     pairs, drops = read(write_wat(tmp_path / "0.warc.wat.gz", [numbered(0), bomb, numbered(1)]))
     assert numbers(pairs) == [0, 1]
-    assert drops == {"broken_record": 1}
+    assert drops == {"broken_page": 1}
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

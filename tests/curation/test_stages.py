@@ -341,6 +341,40 @@ def test_a_shard_that_cannot_be_opened_is_named(pool: Path, metadata: Path, tmp_
     assert sorted(path.name for path in (tmp_path / "matched").glob("*.parquet")) == ["00000.parquet", "00002.parquet"]
 
 
+@pytest.mark.parametrize("cure", ["mended", "taken out"])
+def test_a_poisoned_shard_is_mended_and_the_others_stay(cure: str, pool: Path, metadata: Path, tmp_path: Path) -> None:
+    own, matched = tmp_path / "pool", tmp_path / "matched"
+    shutil.copytree(pool, own)
+    (own / "00001.tar").unlink()
+    (own / "00001.tar").mkdir()
+    with pytest.raises(ShardErrors, match=r"\(00001\.tar; the others are done\).*mend that and run the same line again"):
+        run_match(own, metadata, matched, engine=HERE)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run_match(own, metadata, matched, MatchSettings(max_characters=99), engine=HERE)
+    before = {path.name: path.stat().st_mtime_ns for path in matched.glob("*.parquet")}
+    (own / "00001.tar").rmdir()
+    if cure == "mended":
+        shutil.copy(pool / "00001.tar", own)
+        (own / "00000.tar").rename(own / "x.tar")
+        with pytest.raises(ValueError, match="belongs to another run"):  # of 00000.tar there is a result
+            run_match(own, metadata, matched, engine=HERE)
+        (own / "x.tar").rename(own / "00000.tar")
+    run_match(own, metadata, matched, engine=HERE)
+    run_match(own, metadata, tmp_path / "whole", engine=HERE)
+    assert folder_bytes(matched) == folder_bytes(tmp_path / "whole")
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in matched.glob("*.parquet")}.items()
+
+
+def test_a_setting_that_is_refused_can_be_changed(pool: Path, metadata: Path, tmp_path: Path) -> None:
+    """No caption is English, so that a threshold for English says nothing."""
+    run_match(pool, metadata, tmp_path / "matched", MatchSettings(language=LanguageSettings(assume="ja")), engine=HERE)
+    with pytest.raises(ValueError, match=r"no English caption matched, .*set `tail_share`"):
+        run_balance(tmp_path / "matched", metadata, tmp_path / "balance", english_threshold=4, engine=HERE)
+    run_balance(tmp_path / "matched", metadata, tmp_path / "balance", tail_share=0.06, engine=HERE)
+    run_balance(tmp_path / "matched", metadata, tmp_path / "whole", tail_share=0.06, engine=HERE)
+    assert folder_bytes(tmp_path / "balance") == folder_bytes(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_images_that_decode(kind: str, extension: str) -> None:
     assert image_extension(image_file(kind=kind), 10_000) == (extension, None)

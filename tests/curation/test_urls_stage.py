@@ -175,9 +175,21 @@ def test_urls_as_they_go_over_the_wire(url: str, fetchable: str) -> None:
     assert fetchable_url(url) == fetchable
 
 
-@pytest.mark.parametrize("url", ["", "no host here", "https://" + "ü" * 80 + ".de/a.jpg"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "no host here",
+        "https://" + "ü" * 80 + ".de/a.jpg",
+        "data:image/png;base64,AAA",
+        "//cdn.de/a.jpg",
+        "http://[bad/a.jpg",
+        "ftp://x.de/a.jpg",
+        "https:///a",
+    ],
+)
 def test_what_is_no_url(url: str) -> None:
-    with pytest.raises(ValueError, match=r"found no host|label"):
+    with pytest.raises(ValueError, match=r"found no host|label|Invalid IPv6"):
         fetchable_url(url)
 
 
@@ -223,7 +235,7 @@ def test_run_over_a_pool_of_text_ends_with_the_line_that_downloads_it(
     ]
     assert cli.main([*line, "--progress", "false", "--columns.url", "href", "--columns.caption", "alt"]) == 0
     printed = capsys.readouterr().out
-    assert "the pool has no images, so the URLs of the matched pairs are in urls/" in printed
+    assert "the pool has no images, so 10 URLs" in printed
     assert img2dataset_command(out / "urls", Path("TARS")) in printed
     assert len(rows(out / "urls")) == 10
     assert not (out / "shards").exists()

@@ -193,8 +193,19 @@ def test_damaged_output_of_wikiextractor(tmp_path: Path, content: bytes) -> None
         read(tmp_path / "de")
 
 
+def test_half_a_character_costs_no_article(tmp_path: Path) -> None:
+    (tmp_path / "de" / "AA").mkdir(parents=True)
+    (tmp_path / "de" / "AA" / "wiki_00").write_text('{"title": "x\\ud83d", "text": "Der Hund \\ud83d bellt."}\n')
+    assert [tuple(article) for part in find_parts([tmp_path]) for article in articles(part)] == [("x?", "Der Hund ? bellt.")]
+
+
 def test_damaged_parquet(tmp_path: Path) -> None:
     path = tmp_path / "de.parquet"
+    pq.write_table(pa.table({"text": [b"a"]}), path)
+    with pytest.raises(ValueError, match=r"de\.parquet: found binary in the column text, need strings; write it again as text"):
+        read(path)
+    pq.write_table(pa.table({"text": pa.array(["a"]).dictionary_encode(), "title": pa.nulls(1)}), path)
+    assert len(list(articles(find_parts([path])[0]))) == 1
     pq.write_table(pa.table({"words": ["a"]}), path)
     with pytest.raises(ValueError, match=r"de\.parquet: found the columns words, need one named text"):
         read(path)

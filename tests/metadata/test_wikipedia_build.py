@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from mc2 import languages
 from mc2.cli import main
 from mc2.engines.local import LocalEngine
 from mc2.metadata.build import build_metadata
@@ -265,6 +267,37 @@ def test_languages_that_another_model_knows(dumps: Path, tmp_path: Path) -> None
         build_metadata(tmp_path / "more", ["is"], **arguments)
 
 
+def test_a_damaged_dump_is_mended_and_the_others_are_not_counted_again(dumps: Path, tmp_path: Path) -> None:
+    own, out = tmp_path / "dumps", tmp_path / "out"
+    own.mkdir()
+    (good,), (bad,) = dumps.glob("fiwiki*"), dumps.glob("dewiki*")
+    shutil.copy(good, own)
+    (own / bad.name).write_bytes(bad.read_bytes()[:300])
+    arguments: dict[str, Any] = {"wikipedia": [own], "engine": LocalEngine(1, False), "progress": False}
+    with pytest.raises(ValueError, match=r"dewiki.*is damaged or cut off .*mend that and run the same line again"):
+        build_metadata(out, [], **arguments)
+    (done,) = out.glob("counts/*.words.parquet")
+    before = done.stat().st_mtime_ns
+    shutil.copy(bad, own)
+    mended = build_metadata(out, [], **arguments)
+    assert done.stat().st_mtime_ns == before
+    assert mended.fingerprint == build_metadata(tmp_path / "whole", [], **arguments).fingerprint
+
+
+def test_languages_to_name_for_skipped_wikipedias() -> None:
+    found = {code: languages.language_to_know(code) for code in ("ary", "bat_smg", "fiu_vro", "nrm", "map_bms", "simple")}
+    assert found == {"ary": "ary", "bat_smg": "sgs", "fiu_vro": "vro", "nrm": "nrf", "map_bms": None, "simple": None}
+    for code in languages.WIKIPEDIAS:
+        if more := languages.language_to_know(code):
+            assert languages.wikipedia_language(code, {more}) == languages.metadata_code(more), code
+
+
+def test_titles_that_are_no_text(tmp_path: Path) -> None:
+    for strange in ("\ud800", 3):
+        with pytest.raises(ValueError, match=r"^metadata: found .* among the titles of 'de', need text$"):
+            build_metadata(tmp_path, [], {"de": ["x", strange]}, progress=False)  # type: ignore[list-item]
+
+
 def test_a_dump_without_an_article_is_refused(tmp_path: Path) -> None:
     write_dump(tmp_path / "fiwiki-20240501-pages-articles.xml.bz2", "fi", {})
     with pytest.raises(ValueError, match=r"^metadata: found no article in the Wikipedia of fi; need \*-pages-articles"):
@@ -278,7 +311,10 @@ def test_the_command(dumps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*arguments, f"--wikipedia={json.dumps(paths)}"]) == 0
     output = capsys.readouterr().out
     assert "entries in 1 languages" in output
-    assert "skipped Wikipedias whose language lid.176 does not know: ary; name those that your model knows in --more_languages" in output
+    assert (
+        "skipped Wikipedias whose language lid.176 does not know: ary\ngive those that your model knows: --more_languages '[ary]'\n"
+        in output
+    )
     assert main([*arguments, f"--wikipedia={tmp_path}/nothing"]) == 1
     captured = capsys.readouterr().err
     assert "nothing: not found; need dumps named as" in captured
