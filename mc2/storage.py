@@ -304,7 +304,7 @@ def finished(folder: Path, name: str, command: str) -> JSON:
     if not (folder / "done.json").exists() or read_json(folder / "inputs.json").get("stage") != name:
         raise ValueError(f"{folder}: has no finished stage {name!r}; run `{command}` into this folder first")
     done: JSON = read_json(folder / "done.json")
-    if not {"fingerprint", "results"} <= done.keys():
+    if not isinstance(done, dict) or not {"fingerprint", "results"} <= done.keys():
         raise ValueError(f"{folder / 'done.json'}: is no mark of a finished stage; delete it and run `{command}` again")
     return done
 

@@ -91,7 +91,9 @@ class LooseImages:
 
 def open_images(folder: Path, columns: PoolColumns) -> ImageSource:
     """The pool in a folder, or else the image files under it. Errors: ValueError if there is neither, and for a pool of text."""
-    if folder.is_dir() and not any(shard_kind(path) for path in folder.iterdir()):
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: not found; need a folder of images, or a pool with images")
+    if not any(shard_kind(path) for path in folder.iterdir()):
         loose = LooseImages(folder)
         if loose.shards:
             return loose

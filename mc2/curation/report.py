@@ -221,6 +221,6 @@ def threshold_advice(report: Mapping[str, Any]) -> str:
         return ""
     effect = "less" if share > 0.2 else "more"
     return (
-        f"The tail holds {share:.1%} of the matches, in the published runs about 6 %: balancing thins out {effect} than theirs. "
+        f"The tail holds {share:.1%} of the English matches, in the published runs about 6 %: balancing thins out {effect} than theirs. "
         f"--english_threshold {usual} would give 6 % here."
     )

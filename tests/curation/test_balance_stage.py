@@ -280,6 +280,6 @@ def test_other_folders_are_refused_in_one_line(entries: Metadata, tmp_path: Path
         ValueError, match=r"shards: manifest\.json is not one of metadata \(KeyError\('languages'\)\); give a folder of `mc2 metadata"
     ):
         run_balance(matched, tmp_path / "shards", tmp_path / "balance", 10, engine=HERE)
-    (matched / "done.json").write_text("{}")
+    (matched / "done.json").write_text("[]")
     with pytest.raises(ValueError, match=r"done\.json: is no mark of a finished stage; delete it and run `mc2 curate match` again"):
         run_balance(matched, entries.folder, tmp_path / "balance", 10, engine=HERE)

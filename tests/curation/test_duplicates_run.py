@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(config: Path, done: Path,
     [
         (["--drop_duplicates", "false"], "found benchmarks, but duplicates are not dropped; give --drop_duplicates true"),
         (["--radius", "12"], "found a radius of 12 bits, need 0 to 8"),
-        (["--benchmarks", "[nowhere]"], "nowhere: the pool is not there"),
+        (["--benchmarks", "[nowhere]"], "nowhere: not found; need a folder of images, or a pool with images"),
     ],
 )
 def test_wrong_settings(config: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,7 +202,7 @@ def test_a_pool_of_text_and_no_pool(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["https://example.org/a.jpg"], "caption": ["a fox"]}), tmp_path / "text" / "0.parquet")
     with pytest.raises(ValueError, match=r"found a pool of text and URLs, need one with images; download them with img2dataset"):
         run_hash(tmp_path / "text", tmp_path / "out", engine=HERE)
-    with pytest.raises(ValueError, match="the pool is not there"):
+    with pytest.raises(ValueError, match="not found; need a folder of images, or a pool with images"):
         run_hash(tmp_path / "nowhere", tmp_path / "out", engine=HERE)
     assert not (tmp_path / "out").exists()
 
