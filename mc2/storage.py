@@ -205,7 +205,7 @@ class Stage:
     file yet begins anew with them, so that a setting which it refused, or a damaged source, can be mended. `done.json` has no clock in it: the same inputs give the
     same bytes.
 
-    kept: files and folders in it that are right whatever the inputs are. still_right: asked, with the names of the inputs that differ, whether all files that an
+    kept: folders in it that are right whatever the inputs are; scratch: folders of intermediate results, which are not. still_right: asked, with the names of the inputs that differ, whether all files that an
     unfinished stage has made are right with the new ones too.
 
     The folder is locked while the stage runs, by flock: NFS and Lustre (mounted with `flock`) keep it among machines, and it ends with the process that holds
@@ -219,9 +219,10 @@ class Stage:
         name: str,
         inputs: Mapping[str, object],
         kept: Collection[str] = (),
+        scratch: Collection[str] = (),
         still_right: Callable[[set[str]], bool] = lambda _: False,
     ) -> None:
-        self.folder, self.name, self._kept, self._still_right = folder, name, {"inputs.json", *kept}, still_right
+        self.folder, self.name, self._kept, self._scratch, self._still_right = folder, name, kept, scratch, still_right
         self.inputs: JSON = json.loads(json.dumps({"stage": name, "mc2": __version__, **inputs}))
         self.fingerprint = fingerprint(self.inputs)
         self._lock: IO[bytes] | None = None
@@ -277,9 +278,10 @@ class Stage:
     def _may_begin_anew(self, different: set[str]) -> bool:
         if not self._alone or self.done or "stage" in different:
             return False
-        if all(path.name in self._kept or path.name.startswith(".") for path in self.folder.iterdir()):
-            for path in self.folder.glob(".*/"):  # intermediate results of the other inputs
-                shutil.rmtree(path)
+        no_results = {"inputs.json", *self._kept, *self._scratch}
+        if all(path.name in no_results or path.name.startswith(".") for path in self.folder.iterdir()):
+            for name in self._scratch:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
             return True
         return self._still_right(different)
 

@@ -126,19 +126,20 @@ def hold(folder: Path, ready: multiprocessing.synchronize.Event, leave: multipro
 
 def test_a_stage_that_has_made_nothing_begins_anew_with_other_inputs(tmp_path: Path) -> None:
     def begun(seed: int, *made: str) -> None:
-        with Stage(tmp_path / "out", "match", {"seed": seed}, kept=("counts",)) as stage:
+        with Stage(tmp_path / "out", "match", {"seed": seed}, kept=["counts"], scratch=[".sums"]) as stage:
             for name in made:
                 (stage.folder / name).parent.mkdir(exist_ok=True)
                 (stage.folder / name).touch()
 
-    begun(0, ".sums/0", "counts/0")
+    begun(0, ".sums/0", ".git/0", "counts/0")
     begun(1)
     assert storage.read_json(tmp_path / "out/inputs.json")["seed"] == 1
     assert not (tmp_path / "out/.sums").exists()
     assert (tmp_path / "out/counts/0").exists()
+    assert (tmp_path / "out/.git/0").exists()
     begun(1, "0.parquet")
     with pytest.raises(ValueError, match=r"belongs to another run \(seed: found 1, need 2\)"):
-        Stage(tmp_path / "out", "match", {"seed": 2}, kept=("counts",)).__enter__()
+        Stage(tmp_path / "out", "match", {"seed": 2}, kept=["counts"]).__enter__()
     with Stage(tmp_path / "out", "match", {"seed": 2}, still_right=lambda different: different == {"seed"}) as stage:
         assert (stage.folder / "0.parquet").exists()
 

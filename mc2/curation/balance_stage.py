@@ -122,7 +122,7 @@ def run_balance(
     duplicates = Path(duplicates) if duplicates is not None else None
     without = check_duplicates(duplicates, storage.read_json(matched / "inputs.json")["pool"])
     rules = {"duplicates": without, "english_threshold": english_threshold, "english_rule": english_rule, "tail_share": tail_share}
-    with storage.Stage(out, "balance", {"matched": done["fingerprint"], **rules, **vars(draws)}) as stage:
+    with storage.Stage(out, "balance", {"matched": done["fingerprint"], **rules, **vars(draws)}, scratch=[".sums"]) as stage:
         if not stage.done:
 
             def add_up(name: str, kind: Any, function: Any) -> tuple[dict[str, NDArray[Any]], Numbers]:

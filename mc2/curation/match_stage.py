@@ -247,7 +247,7 @@ def run_match(
     if out.resolve() in {shard.parent.resolve() for shard in map(Path, shards)}:
         raise ValueError(f"{out}: is the pool; choose another folder for what is matched")
     inputs = {"pool": pool_fingerprint(shards), "metadata": opened.fingerprint, **settings.inputs(), "columns": vars(columns)}
-    with storage.Stage(out, "match", inputs, still_right=partial(_still_right, out, shards)) as stage:
+    with storage.Stage(out, "match", inputs, scratch=[".automata"], still_right=partial(_still_right, out, shards)) as stage:
         if not stage.done:
             pool_has_images(shards, columns)  # checks the columns
             identifier = open_identifier(opened.sha256, settings.language)  # a wrong setting is one error

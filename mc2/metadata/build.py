@@ -71,7 +71,7 @@ def build_metadata(
         raise ValueError(f"metadata: found memory_gb {memory_gb}, need at least 0.5")
     given = Given(unigram_languages, titles or {}, wikipedia, page_views, wordnet, wordlist, segmenter, limits, more_languages)
     sources = check_sources(given)
-    with storage.Stage(Path(out), "metadata", sources.inputs(), kept=("counts", "scratch")) as stage:
+    with storage.Stage(Path(out), "metadata", sources.inputs(), kept=["counts"], scratch=["scratch"]) as stage:
         if not stage.done:
             folder, scratch = Path(counts) if counts else stage.folder / "counts", stage.folder / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
