@@ -8,6 +8,7 @@ its bytes, its time of change, and the number of rows. A tar that has changed is
 from __future__ import annotations
 
 import io
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,10 @@ class _IndexTar:
 
 def _known_sizes(path: Path) -> dict[str, list[int]]:
     """[bytes, time of change, rows] of each tar that was indexed; nothing where the file is none of ours."""
-    found = storage.read_json(path) if path.exists() else {}
+    try:
+        found: dict[str, list[int]] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
     is_ours = isinstance(found, dict) and all(isinstance(row, list) and [type(n) for n in row] == [int] * 3 for row in found.values())
     return found if is_ours else {}
 

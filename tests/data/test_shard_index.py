@@ -98,7 +98,7 @@ def test_indexes_of_plain_tars_are_built_once_and_again_for_a_tar_that_changed(p
     assert built[3:] == ["1.tar"]
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"0.tar": 3}', '{"0.tar": [1, 2]}'])
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"0.tar": 3}', '{"0.tar": [1, 2]}'])
 def test_sizes_that_are_none_are_taken_again(text: str, plain: Path) -> None:
     indexed(open_folder(plain))
     (plain / ".mc2_index/sizes.json").write_text(text)
