@@ -166,8 +166,11 @@ class Quickstart:
                 stage.finish({})
 
     def experiment(self) -> str:
-        """The YAML of the training, with the folders of this run."""
-        return (storage.experiments() / EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
+        """The YAML of the training, with the folders of this run, and in fp32 where the processor has no bf16."""
+        from mc2.training.precision import cpu_computes_bf16
+
+        text = (storage.experiments() / EXPERIMENT).read_text(encoding="utf-8").replace("runs/quickstart", self.out.as_posix())
+        return text if cpu_computes_bf16() else text.replace("precision: bf16-mixed", "precision: 32-true")
 
     def _export(self) -> None:
         from mc2.interchange.commands import export

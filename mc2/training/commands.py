@@ -45,6 +45,7 @@ from mc2.training.initial_weights import TOWERS, Tower, check_initial_weights, c
 from mc2.training.module import ContrastiveModule, check_micro_batches
 from mc2.training.nodes import Nodes, network_message
 from mc2.training.parallel import FSDP2Strategy
+from mc2.training.precision import cpu_computes_bf16
 from mc2.training.preemption import Preemption
 from mc2.training.progress import StepProgress
 from mc2.training.ranking import RankingTrainer
@@ -149,6 +150,12 @@ class Commands(LightningCLI):
             check_run_folder(self.trainer)  # makes it, so nothing else may be wrong
             if isinstance(self.model, ContrastiveModule):
                 rank_zero_only(print)("\n".join(f"model: {line}" for line in self.model.sizes()))
+            if (
+                self.trainer.strategy.root_device.type == "cpu"
+                and str(self.trainer.precision).startswith("bf16")
+                and not cpu_computes_bf16()
+            ):
+                rank_zero_only(print)("precision: this processor has no bf16, which makes it very slow; give --trainer.precision 32-true")
         if settings["ckpt_path"] is not None and self.subcommand == "fit":
             rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")
         settings["ckpt_path"] = None if path is None else str(path)

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from mc2.training.findings import Finding, print_findings
 from mc2.training.flops import peak_flops
 from mc2.training.nodes import compare, gather_facts, host_name, network_message, versions
+from mc2.training.precision import cpu_computes_bf16
 from mc2.training.slurm import slurm_environment, started_by_srun
 from mc2.usage import PlainParser
 
@@ -59,7 +60,8 @@ def check_gpu() -> Iterator[Finding]:
                 f"nvidia-smi is here, but torch {torch.__version__} sees no GPU; check the driver, CUDA_VISIBLE_DEVICES and sbatch's --gpus",
             )
         else:
-            yield Finding("ok", "gpu", "none: training runs on the CPU")
+            precision = "" if cpu_computes_bf16() else ", which has no bf16: give --trainer.precision 32-true"
+            yield Finding("ok", "gpu", f"none: training runs on the CPU{precision}")
         return
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
