@@ -18,6 +18,7 @@ import torch.distributed as dist
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -150,11 +151,8 @@ class Commands(LightningCLI):
             check_run_folder(self.trainer)  # makes it, so nothing else may be wrong
             if isinstance(self.model, ContrastiveModule):
                 rank_zero_only(print)("\n".join(f"model: {line}" for line in self.model.sizes()))
-            if (
-                self.trainer.strategy.root_device.type == "cpu"
-                and str(self.trainer.precision).startswith("bf16")
-                and not cpu_computes_bf16()
-            ):
+            on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
+            if on_cpu and str(self.trainer.precision).startswith("bf16") and not cpu_computes_bf16():
                 rank_zero_only(print)("precision: this processor has no bf16, which makes it very slow; give --trainer.precision 32-true")
         if settings["ckpt_path"] is not None and self.subcommand == "fit":
             rank_zero_only(print)(f"checkpoint: {f'goes on from {path}' if path else f'none in {run} yet, begins anew'}")

@@ -50,23 +50,27 @@ def gradients(config: ParallelConfig, count: bool = False, micro_batches: int = 
     return {name: parameter.grad.clone() for name, parameter in towers.named_parameters() if parameter.grad is not None}, operations.counts
 
 
+def check_close(found: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
+    """Equal but for rounding, which is that of a gradient's large entries: its small ones are differences of such, added in another order."""
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()), msg=name)
+
+
 @pytest.mark.parametrize(
     ("backend", "every", "selective"), [(None, 1, False), (None, 2, True), ("aot_eager", 0, False), ("aot_eager", 1, True)]
 )
 def test_gradients_are_equal(backend: str | None, every: int, selective: bool) -> None:
     plain, _ = gradients(ParallelConfig())
     found, _ = gradients(ParallelConfig(backend, every, selective))
-    assert found.keys() == plain.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    check_close(found, plain)
 
 
 @pytest.mark.parametrize("config", [ParallelConfig(None, 1, True), ParallelConfig("aot_eager", 1)])
 def test_blocks_inside_of_micro_batches(config: ParallelConfig) -> None:
     plain, _ = gradients(ParallelConfig())
     found, _ = gradients(config, micro_batches=2)
-    for name, gradient in plain.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    check_close(found, plain)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: P
     recipe = [*arguments("vit_h14_english.yaml"), "--trainer.default_root_dir", str(tmp_path / "run")]
     assert "is not here" not in planned([*recipe, "--vocab_size", "9"], capsys)
     recipe += ["--data.init_args.tokenizer", str(tokenizer), "--data.init_args.shards", str(shards), "--data.init_args.balance", "null"]
-    with pytest.raises(ValueError, match=r"found 16 shards for 2048 streams .*need at least as many shards; use at most 16 ranks"):
+    with pytest.raises(ValueError, match=r"found 16 shards for 2048 streams .*need a shard for each; use at most 16 ranks"):
         main(["plan", *recipe])
     recipe += ["--trainer.num_nodes", "1", "--trainer.devices", "4", "--data.init_args.num_workers", "2"]
     shown = planned(recipe, capsys)
