@@ -70,12 +70,14 @@ MATCHED_SCHEMA = pa.schema(
     ]
 )
 
-# One row per image of one pool shard: `hash` writes it. `hash` has 64 bits (RECIPE 1.5), null where the image cannot be decoded or no encoder was given.
+# One row per image of one pool shard: `hash` writes it. `hash` has 64 bits (RECIPE 1.5); it and `format` (`images.image_format`) are null where the image cannot be
+# decoded or no encoder was given.
 HASHED_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("sha256", pa.binary(32), nullable=False),
         pa.field("hash", pa.uint64(), nullable=True),
+        pa.field("format", pa.string(), nullable=True),
     ]
 )
 
@@ -114,13 +116,14 @@ class ShardManifest:
     """`manifest.json` of a folder of training shards.
 
     `drops` counts by reason: a name of DROP_REASONS, or "filter:<name>" for what a filter drops. `fingerprints` name the metadata and the balance that made it.
-    `replaced`: number of images that filters replaced.
+    `replaced`: number of images that filters replaced. `balanced`: "online" for shards that the loader balances, "offline" for those that are balanced already.
     """
 
     shards: tuple[ShardInfo, ...]
     drops: Mapping[str, int]
     fingerprints: Mapping[str, str]
     replaced: int = 0
+    balanced: str = "online"
 
     @property
     def num_pairs(self) -> int:
@@ -131,4 +134,4 @@ class ShardManifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
-        return cls(tuple(ShardInfo(**shard) for shard in value["shards"]), value["drops"], value["fingerprints"], value["replaced"])
+        return cls(**{**value, "shards": tuple(ShardInfo(**shard) for shard in value["shards"])})

@@ -44,7 +44,8 @@ def run_collect(images: Path, out: Path, table: Path | None = None, shard_pairs:
         raise ValueError(f"collect: found shard_pairs {shard_pairs}, need at least 1")
     files = list_files(images)
     table = table or next((images / name for name in TABLES if (images / name).is_file()), None)
-    inputs = {"files": storage.fingerprint({name: path.stat().st_size for name, path in files.items()}), "shard_pairs": shard_pairs}
+    sizes = {printable(name): path.stat().st_size for name, path in files.items()}
+    inputs = {"files": storage.fingerprint(sizes), "shard_pairs": shard_pairs}
     inputs |= {"table": storage.sha256_file(table) if table is not None and table.is_file() else None}
     with storage.Stage(out, "collect", inputs) as stage:
         if not stage.done:
@@ -76,6 +77,11 @@ def list_files(folder: Path) -> dict[str, Path]:
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))
+
+
+def printable(name: str) -> str:
+    """A path in UTF-8; bytes that are not are written as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def extension(name: str) -> str:
@@ -112,14 +118,15 @@ def read_table(table: Path, files: Mapping[str, Path], left_out: Counter[str]) -
     texts: dict[str, list[str]] = {}
     hints: dict[str, set[str]] = {}
     for row in rows:
-        given = str(row[file] or "").replace("\\", "/").removeprefix("./")
+        given = str(row.get(file) or "").replace("\\", "/").removeprefix("./")
         name = given if given in files else by_name.get(PurePosixPath(given).name)
         if name is None:
             left_out["row whose image is not there"] += 1
             continue
-        several = row[caption] if isinstance(row[caption], list) else [row[caption]]
+        several = row.get(caption)
+        several = several if isinstance(several, list) else [several]
         texts.setdefault(name, []).extend(text.strip() for text in several if isinstance(text, str) and text.strip())
-        hints.setdefault(name, set()).add(str(row[language] or "") if language else "")
+        hints.setdefault(name, set()).add(str(row.get(language) or "") if language else "")
     return {name: Captions(tuple(found), hints[name].pop() if len(hints[name]) == 1 else "") for name, found in texts.items() if found}
 
 
@@ -135,7 +142,12 @@ def read_rows(table: Path) -> Iterator[dict[str, Any]]:
             return
         if extension(table.name) not in ("csv", "tsv"):
             raise ValueError(f"{table}: found a table in another format, need .csv, .tsv or .jsonl")
-        yield from csv.DictReader(file, delimiter="\t" if extension(table.name) == "tsv" else ",")
+        csv.field_size_limit(1 << 30)  # the stages after this one judge long captions
+        rows = csv.DictReader(file, delimiter="\t" if extension(table.name) == "tsv" else ",", strict=True)
+        try:
+            yield from rows
+        except csv.Error as error:
+            raise ValueError(f"{table}:{rows.line_num}: not valid {extension(table.name).upper()} ({error})") from error
 
 
 def json_row(line: str, where: str) -> dict[str, Any]:
@@ -169,6 +181,6 @@ def write_shard(path: Path, first: int, pairs: Sequence[tuple[str, Path, Caption
     """One tar: <key>.jpg, <key>.json. The key is the number of the pair: names of files may hold dots and other letters; "url" keeps the name."""
     with storage.atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (name, image, captions) in enumerate(pairs, first):
-            record = {"key": f"{number:09d}", "url": name, "captions": list(captions.texts), "hint": captions.hint}
+            record = {"key": f"{number:09d}", "url": printable(name), "captions": list(captions.texts), "hint": captions.hint}
             add_member(tar, f"{number:09d}.{extension(name)}", image.read_bytes())
             add_member(tar, f"{number:09d}.json", json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape"))

@@ -16,6 +16,8 @@ from mc2.curation.pool_columns import BY_NAME, PoolColumns
 from mc2.engines.engine import Engine
 from mc2.engines.options import make_engine
 
+ALREADY = "balanced already: train on it without data.balance, which would thin the captions out again"
+
 
 def collect(images: Path, out: Path, captions: Path | None = None, shard_pairs: int = 1000) -> None:
     """A pool of the image files in a folder (jpg, png, webp) that have captions.
@@ -195,6 +197,8 @@ def pack(
         filters or [],
     )
     print(f"{out}: {manifest.num_pairs:,} pairs in {len(manifest.shards):,} shards; drops: {dict(manifest.drops)}")
+    if balanced == "offline":
+        print(f"{out}: {ALREADY}")
 
 
 def urls(
@@ -329,7 +333,9 @@ def run(
         )
     check_radius(radius)
     english_threshold_in_force(english_threshold, english_rule, tail_share)
-    for folder in benchmarks or []:  # what is wrong with a folder or a filter is found now, not after hours
+    if drop_duplicates:  # what is wrong with a folder or a filter is found now, not after hours
+        open_images(pool, columns)
+    for folder in benchmarks or []:
         open_images(folder, BY_NAME)
     for factory in filters or []:
         factory()
@@ -344,12 +350,16 @@ def run(
         listed = run_urls(pool, matched, out / "balance", out / "urls", balanced, seed, engine=engine)
     write_report(out / "balance", out / "curation", matched, truth, shards if has_images else None)
     print(f"{out}: open curation/report.png")
+    offline = balanced == "offline"
     if has_images:
-        print(f"{out}: train on shards/ with balance/")
+        print(f"{out / 'shards'}: {ALREADY}" if offline else f"{out}: train on shards/ with balance/")
     else:
         without = f" ({listed['drops']['no_url']:,} pairs of the pool have none)" if listed["drops"].get("no_url") else ""
-        print(f"{out}: the pool has no images, so {listed['pairs']:,} URLs{without} are in urls/. Download them, then curate the tars:")
-        print(f"  {img2dataset_command(out / 'urls', Path('TARS'))}\n  mc2 curate run --pool TARS --metadata {metadata} --out ...")
+        print(
+            f"{out}: the pool has no images, so {listed['pairs']:,} URLs{without} are in urls/. {'Download them' if offline else 'Download them, then curate the tars'}:"
+        )
+        print(f"  {img2dataset_command(out / 'urls', Path('TARS'))}")
+        print(f"TARS: {ALREADY}" if offline else f"  mc2 curate run --pool TARS --metadata {metadata} --out ...")
 
 
 def _find_duplicates(

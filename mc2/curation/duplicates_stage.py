@@ -23,6 +23,7 @@ from mc2 import storage
 from mc2.curation.duplicates import REASONS, STAYS, BoolArray, ImageHashes, Verdicts, find_duplicates
 from mc2.curation.hamming import check_radius
 from mc2.curation.hash_stage import hashed_path
+from mc2.curation.images import PACKED_FORMATS
 from mc2.records import DUPLICATES_SCHEMA
 
 # --- the hashes of a folder ---------------------------------------------------------------------------------------------
@@ -96,17 +97,21 @@ def run_duplicates(
     """Find exact and near duplicates of a pool, and its overlap with benchmarks. Returns {"images", "drops": by reason, "benchmark_overlap": by benchmark}.
 
     hashes: folder of `mc2 curate hash` of the pool; benchmarks: such folders of benchmarks, made with the same encoder and seed. matched: folder of
-    `mc2 curate match`; then pairs without a matched caption take no part, so that the image that stays is one that can be packed.
+    `mc2 curate match`; then pairs without a matched caption take no part, as images of a format that is not packed never do: what stays can be packed.
 
     Errors: ValueError for folders that do not belong together, and for a radius that is out of range.
     """
     check_radius(radius)
     hashes, out, matched = Path(hashes), Path(out), Path(matched) if matched is not None else None
     pool, others = HashedShards.open(hashes), [HashedShards.open(Path(folder)) for folder in benchmarks]
+    if empty := [other.folder for other in others if not len(other)]:
+        raise ValueError(f"{empty[0]}: found no image of the benchmark; hash the folder that has its images, or leave it out")
     inputs = _inputs(hashes, [other.folder for other in others], radius, matched)
     with storage.Stage(out, "duplicates", inputs) as stage:
         if not stage.done:
-            takes_part = None if matched is None else _takes_part(pool, matched)
+            takes_part = _can_be_packed(pool)
+            if matched is not None:
+                takes_part &= _is_matched(pool, matched)
             verdicts = find_duplicates(_all_hashes([pool, *others]), sum(map(len, others)), inputs["radius"], takes_part)
             labels = _labels([pool, *others], verdicts)
             for shard in range(len(pool.names)):
@@ -140,7 +145,15 @@ def _inputs(hashes: Path, benchmarks: Sequence[Path], radius: int, matched: Path
     }
 
 
-def _takes_part(pool: HashedShards, matched: Path) -> BoolArray:
+def _can_be_packed(pool: HashedShards) -> BoolArray:
+    """(N,) False for images that pack drops for their format: a copy that it takes would leave for their sake."""
+    files = [hashed_path(pool.folder, name) for name in pool.names]
+    formats = [pq.read_table(file, columns=["format"])["format"] for file in files]
+    packed = [pc.or_(pc.is_null(part), pc.is_in(part, pa.array(list(PACKED_FORMATS)))).to_numpy() for part in formats]
+    return np.concatenate([np.zeros(0, bool), *packed])
+
+
+def _is_matched(pool: HashedShards, matched: Path) -> BoolArray:
     """(N,) True for pairs with a matched caption."""
     parts = [np.zeros(0, bool)]
     for shard, name in enumerate(pool.names):

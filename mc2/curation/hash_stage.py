@@ -25,6 +25,7 @@ from PIL import Image
 
 from mc2 import storage
 from mc2.curation.image_hash import DctEncoder, HashArray, ImageEncoder, directions, hash_embeddings
+from mc2.curation.images import check_max_pixels, image_format
 from mc2.curation.match_stage import sum_drops
 from mc2.curation.plugin import built_once, pickled
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs, shard_kind
@@ -86,18 +87,19 @@ class LooseImages:
         return ((self._key(path), path.read_bytes()) for path in self.files[start : start + _FILES])
 
     def _key(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return path.relative_to(self.folder).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_images(folder: Path, columns: PoolColumns) -> ImageSource:
-    """The pool in a folder, or else the image files under it. Errors: ValueError if there is neither, and for a pool of text."""
+    """The pool in a folder, or else the image files under it. Errors: ValueError if there is neither or both, and for a pool of text."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: not found; need a folder of images, or a pool with images")
-    if not any(shard_kind(path) for path in folder.iterdir()):
-        loose = LooseImages(folder)
-        if loose.shards:
-            return loose
-    return PoolImages(folder, columns)
+    shard, loose = next((path for path in sorted(folder.iterdir()) if shard_kind(path)), None), LooseImages(folder)
+    if shard is not None and loose.shards:
+        raise ValueError(
+            f"{folder}: found {shard.name} and {len(loose.files)} image files, {loose.files[0].relative_to(folder)} first, need shards or files; move one kind away"
+        )
+    return loose if loose.shards else PoolImages(folder, columns)
 
 
 @lru_cache(maxsize=1)  # a folder is listed once per process
@@ -108,8 +110,11 @@ def _images_once(folder: Path, columns: PoolColumns, fingerprint: str) -> ImageS
     return source
 
 
-def decode(data: bytes, edge: int, max_pixels: int) -> Image.Image | str:
-    """The decoded image, or the reason why there is none. A JPEG is decoded at the smallest scale that keeps `edge` pixels on both sides (0: at its size)."""
+def decode(data: bytes, edge: int, max_pixels: int) -> tuple[Image.Image, str] | str:
+    """The decoded image in RGB with the name of its format, or the reason why there is none.
+
+    A JPEG is decoded at the smallest scale that keeps `edge` pixels on both sides (0: at its size).
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images and of odd EXIF data; both are judged here
@@ -118,11 +123,22 @@ def decode(data: bytes, edge: int, max_pixels: int) -> Image.Image | str:
                 return "huge_image"
             if edge:
                 image.draft("RGB", (edge, edge))
-            return image.convert("RGB")
+            return _seen(image), image_format(image)
     except Image.DecompressionBombError:
         return "huge_image"
     except Exception:  # noqa: BLE001  (Pillow's decoders raise nearly everything on broken data: SyntaxError, struct.error, ...)
         return "broken_image"
+
+
+def _seen(image: Image.Image) -> Image.Image:
+    """In RGB as people see it: what is transparent is white, and the largest value of a grey image of more than 8 bits too."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        pixels = np.maximum(np.nan_to_num(np.asarray(image, np.float64)), 0)
+        image = Image.fromarray(np.rint(pixels * (255 / max(pixels.max(), 1e-300))).astype(np.uint8))
+    return image.convert("RGB")
 
 
 # --- one shard ----------------------------------------------------------------------------------------------------------
@@ -134,6 +150,9 @@ class HashSettings:
 
     seed: int = 0
     max_pixels: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        check_max_pixels(self.max_pixels)
 
 
 @lru_cache(maxsize=4)
@@ -170,14 +189,15 @@ class HashShard:
             return None
         counts["images"] += len(images)
         digests = [hashlib.sha256(data).digest() for _, data in images]
-        hashes, decoded = np.zeros(len(images), np.uint64), np.zeros(len(images), bool)
+        hashes, decoded, formats = np.zeros(len(images), np.uint64), np.zeros(len(images), bool), pa.nulls(len(images), pa.string())
         if self.encoder is not None:
             encoder: ImageEncoder = built_once(self.encoder)
             found = [decode(data, encoder.edge, self.settings.max_pixels) for _, data in images]
             counts.update(drop for drop in found if isinstance(drop, str))
             decoded = np.array([not isinstance(image, str) for image in found])
-            hashes[decoded] = self._hashes(encoder, [image for image in found if not isinstance(image, str)])
-        columns = [pa.array([key for key, _ in images]), pa.array(digests, pa.binary(32)), pa.array(hashes, mask=~decoded)]
+            hashes[decoded] = self._hashes(encoder, [image[0] for image in found if not isinstance(image, str)])
+            formats = pa.array([None if isinstance(image, str) else image[1] for image in found], pa.string())
+        columns = [pa.array([key for key, _ in images]), pa.array(digests, pa.binary(32)), pa.array(hashes, mask=~decoded), formats]
         return pa.table(columns, schema=HASHED_SCHEMA)
 
     def _hashes(self, encoder: ImageEncoder, images: list[Image.Image]) -> HashArray:

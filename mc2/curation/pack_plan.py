@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mc2 import storage
 from mc2.curation.balance import draw_captions
 from mc2.curation.balance_stage import probabilities_once
+from mc2.curation.images import check_max_pixels
 from mc2.curation.match_stage import sum_drops
 from mc2.curation.matched import MatchedShard
 from mc2.engines.engine import Engine
@@ -37,7 +38,7 @@ class PackSettings:
     """How shards are packed.
 
     `seed` and `epoch` key the draws of offline balancing. `max_pixels`: an image whose header says more is dropped undecoded. `shard_pairs`: pairs of a
-    training shard before broken images are dropped from it. Errors: ValueError for a number below 1.
+    training shard before broken images are dropped from it. Errors: ValueError for a number that is out of range.
     """
 
     balanced: Balancing = "online"
@@ -47,9 +48,9 @@ class PackSettings:
     shard_pairs: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "shard_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pack: found {name} {getattr(self, name)}, need at least 1")
+        check_max_pixels(self.max_pixels)
+        if self.shard_pairs < 1:
+            raise ValueError(f"pack: found shard_pairs {self.shard_pairs}, need at least 1")
 
 
 # --- one pool shard -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from PIL import Image
 from mc2 import storage
 from mc2.curation.duplicates_stage import check_duplicates
 from mc2.curation.filters import PairFilter, filter_pair
+from mc2.curation.images import PACKED_FORMATS, image_format
 from mc2.curation.match_stage import matched_columns, sum_drops
 from mc2.curation.pack_plan import ChoosePairs, ChosenCaption, PackSettings, Plan, make_plan
 from mc2.curation.plugin import built_once, pickled
@@ -36,9 +37,6 @@ from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, re
 from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.records import PackedCaption, Pair, ShardInfo, ShardManifest
-
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
 
 # --- one pair -----------------------------------------------------------------------------------------------------------
 
@@ -77,10 +75,10 @@ def image_extension(data: bytes | None, max_pixels: int) -> tuple[str, str | Non
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images and of odd EXIF data; both are judged here
-            with Image.open(io.BytesIO(data or b""), formats=tuple(_EXTENSIONS)) as image:
+            with Image.open(io.BytesIO(data or b""), formats=tuple(PACKED_FORMATS)) as image:
                 if image.width * image.height > max_pixels:
                     return "", "huge_image"
-                extension = _EXTENSIONS[str(image.format)]
+                extension = PACKED_FORMATS[image_format(image)]
                 image.draft("RGB", (1, 1))
                 image.load()
     except Image.DecompressionBombError:
@@ -236,7 +234,9 @@ def run_pack(
             drops = sum_drops([match_done["results"]["drops"], plan.drops, *(part for _, part, _ in packed)])
             fingerprints = {"metadata": storage.read_json(matched / "inputs.json")["metadata"], "balance": balance_done["fingerprint"]}
             replaced = sum(number for _, _, number in packed)
-            manifest = ShardManifest(tuple(info for info, _, _ in packed if info.num_pairs), drops, fingerprints, replaced)
+            manifest = ShardManifest(
+                tuple(info for info, _, _ in packed if info.num_pairs), drops, fingerprints, replaced, settings.balanced
+            )
             if not manifest.shards:
                 raise ValueError(f"{out}: no pair is left (drops: {drops}); check the pool, or loosen the settings of match and balance")
             storage.write_json(out / "manifest.json", manifest.to_json())

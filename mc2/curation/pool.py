@@ -16,7 +16,7 @@ from typing import Literal
 
 from mc2 import storage
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
-from mc2.curation.pool_parquet import parquet_columns, read_parquet
+from mc2.curation.pool_parquet import parquet_has_images, read_parquet
 from mc2.curation.pool_tar import read_tar
 from mc2.curation.pool_wat import read_wat
 from mc2.records import Pair
@@ -72,9 +72,7 @@ def pool_has_images(shards: Sequence[Path], columns: PoolColumns = BY_NAME) -> b
         if columns != BY_NAME:
             raise ValueError(f"{shards[0].parent}: found names of columns, but only a pool of parquet files has columns; leave them out")
         return shard_kind(shards[0]) == "tar"
-    readable = (found for shard in shards if (found := parquet_columns(shard, columns)) is not None)
-    first = next(readable, None)
-    return first is not None and first.image is not None
+    return bool(next((found for shard in shards if (found := parquet_has_images(shard, columns)) is not None), False))
 
 
 def read_pairs(path: Path, drops: Counter[str], images: bool | Container[str] = True, columns: PoolColumns = BY_NAME) -> Iterator[Pair]:

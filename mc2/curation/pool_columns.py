@@ -53,6 +53,8 @@ def _is_key(kind: pa.DataType) -> bool:
 
 
 def _is_image(kind: pa.DataType) -> bool:
+    if pt.is_null(kind):
+        return True
     return _is_bytes(kind) or (pt.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type))
 
 

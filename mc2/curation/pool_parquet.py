@@ -45,14 +45,15 @@ def read_parquet(path: Path, drops: Counter[str], images: bool | Container[str],
         yield from first_of_each_key(_joined(rows, drops), drops)
 
 
-def parquet_columns(path: Path, columns: PoolColumns) -> PoolColumns | None:
-    """What `find_columns` finds in a file; None for one that cannot be read."""
+def parquet_has_images(path: Path, columns: PoolColumns) -> bool | None:
+    """Whether a file has a column of images; None for one that does not say: it cannot be read, or the column holds nothing but nulls."""
     opened = _open(path)
     if opened is None:
         return None
     file, schema = opened
     with file:
-        return find_columns(schema, columns, path.name)
+        image = find_columns(schema, columns, path.name).image
+        return None if image is not None and pt.is_null(schema.field(image).type) else image is not None
 
 
 def _open(path: Path) -> tuple[pq.ParquetFile, pa.Schema] | None:

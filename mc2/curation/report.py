@@ -37,10 +37,10 @@ def write_report(
         shards: Folder of `mc2 curate pack`: adds what was really packed.
         show: Print the table.
 
-    Errors: ValueError for a folder whose stage has not finished.
+    Errors: ValueError for a folder whose stage has not finished, and for folders that do not belong together.
     """
     balance, out = Path(balance), Path(out)
-    storage.finished(balance, "balance", "mc2 curate balance")
+    fingerprint = storage.finished(balance, "balance", "mc2 curate balance")["fingerprint"]
     report: dict[str, Any] = storage.read_json(balance / "balance.json")
     for code, row in report["languages"].items():
         row["name"] = languages.name(code)
@@ -48,10 +48,12 @@ def write_report(
     if truth is not None:
         if matched is None:
             raise ValueError("report: found a truth without matched captions, need both; give the folder of `mc2 curate match`")
+        if storage.finished(Path(matched), "match", "mc2 curate match")["fingerprint"] != report["fingerprints"]["matched"]:
+            raise ValueError(f"{matched}: is another match than {balance} was balanced over; give the two that belong together")
         _add_agreement(report, Path(matched), Path(truth))
     matched_drops = report["drops"]
     if shards is not None:
-        _add_packed(report, Path(shards))
+        _add_packed(report, Path(shards), fingerprint)
     report["ways"] = ways(report, matched_drops)
     storage.remove_stale(out)
     storage.write_json(out / "report.json", report)
@@ -61,9 +63,12 @@ def write_report(
     return report
 
 
-def _add_packed(report: dict[str, Any], shards: Path) -> None:
+def _add_packed(report: dict[str, Any], shards: Path, balance: str) -> None:
+    """balance: its fingerprint."""
     storage.finished(shards, "pack", "mc2 curate pack")
     manifest = storage.read_json(shards / "manifest.json")
+    if manifest["fingerprints"]["balance"] != balance:
+        raise ValueError(f"{shards}: was packed with another balance than the report's; give the two that belong together")
     for code, row in report["languages"].items():
         row["packed_captions"] = sum(shard["captions"].get(code, 0) for shard in manifest["shards"])
     report["total"]["packed_captions"] = sum(row["packed_captions"] for row in report["languages"].values())
@@ -111,7 +116,6 @@ def ways(report: Mapping[str, Any], matched_drops: Mapping[str, int]) -> dict[st
 
 def _add_agreement(report: dict[str, Any], matched: Path, truth: Path) -> None:
     """Per true language the number of its captions and the share that was identified as it; macro: the unweighted mean over languages."""
-    storage.finished(matched, "match", "mc2 curate match")
     rows = language_agreement(matched, truth)
     for code, (number, share) in rows.items():
         report["languages"].setdefault(code, {"name": languages.name(code), "captions": 0, "matched": 0}).update(

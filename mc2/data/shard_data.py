@@ -126,7 +126,13 @@ class ShardData:
             self._sources = tuple(self._source(data_set, name) for data_set, name in zip(self.data_sets, names, strict=True))
 
     def _source(self, data_set: DataSet, name: str) -> Source:
-        folder = indexed(open_folder(data_set.shards, self.remote_cache))
+        folder = open_folder(data_set.shards, self.remote_cache)
+        if folder.balanced and data_set.balance is not None:
+            raise ValueError(
+                f"data.balance: found {data_set.balance}, need null: {data_set.shards} are balanced already (`--balanced offline`), "
+                "and their captions would be thinned out twice"
+            )
+        folder = indexed(folder)
         plan = Plan(folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block)
         reader = ShardReader(folder, self.cache_bytes // len(self.data_sets))
         return Source(name, data_set.weight, plan, self._maker(data_set, folder.captions), reader)

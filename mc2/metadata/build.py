@@ -19,7 +19,7 @@ from mc2.engines.engine import Engine
 from mc2.engines.local import LocalEngine
 from mc2.metadata.entries import NUMBERS, Metadata, merge_entries, write_language, write_manifest
 from mc2.metadata.ngrams import count_part, count_paths
-from mc2.metadata.page_views import read_titles, sum_page_views, viewed_languages
+from mc2.metadata.page_views import VIEWS_GB, read_titles, sum_page_views, viewed_languages
 from mc2.metadata.segmenters import SegmenterChoice, segmenter_name
 from mc2.metadata.selection import Limits, select_ngrams
 from mc2.metadata.sources import Given, Sources, check_sources, named
@@ -60,7 +60,7 @@ def build_metadata(
         limits: How many entries of each source.
         segmenter: Who finds the words of languages without spaces (`segmenters.words`).
         counts: Folder for the counts of Wikipedias and page views, `counts` in `out` by default. Another build with other limits may use them again.
-        memory_gb: What the sum over a language may take; beyond it the disk is used.
+        memory_gb: What the sum over a language may take, and each process that sums page views (at most VIEWS_GB); beyond it the disk is used.
         more_languages: That your language identification tells apart beside those of lid.176: their Wikipedias and page views give to them.
         engine: Counts the parts; processes of this machine by default.
         progress: Show progress bars.
@@ -75,7 +75,7 @@ def build_metadata(
         if not stage.done:
             folder, scratch = Path(counts) if counts else stage.folder / "counts", stage.folder / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
-            work = _count(sources, folder, engine or LocalEngine(progress=progress))
+            work = _count(sources, folder, engine or LocalEngine(progress=progress), memory_gb)
             rows = {
                 code: _build_language(code, sources, work, stage.folder, memory_gb) for code in _shown(work.languages(sources), progress)
             }
@@ -102,14 +102,14 @@ class _Work:
         return sorted({*sources.languages, *viewed, *self.wordnet} - {languages.OTHER})
 
 
-def _count(sources: Sources, folder: Path, engine: Engine) -> _Work:
+def _count(sources: Sources, folder: Path, engine: Engine, memory_gb: float) -> _Work:
     """Count all parts and page views that are not counted."""
     if sources.parts:
         _count_parts(sources, folder, engine)
     views = None
     if sources.page_views:
         mark = storage.fingerprint([named(sources.page_views), *sources.more_languages])
-        views = sum_page_views(sources.page_views, folder / f"views.{mark}", engine, sources.known)
+        views = sum_page_views(sources.page_views, folder / f"views.{mark}", engine, sources.known, min(memory_gb, VIEWS_GB))
     return _Work(folder, views, wordnet_names(sources.wordnet) if sources.wordnet else {})
 
 

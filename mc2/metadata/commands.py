@@ -44,7 +44,8 @@ def build(
         segmenter: Who finds the words of languages without spaces: "best" is one package for each (`pip install 'mc2[segment]'`), "icu" one fast dictionary for
             all, "simple" takes every character for a word.
         counts: Folder for the counts of Wikipedias and page views, `counts` in OUT by default. Another build with other limits may use it again.
-        memory_gb: Memory for the sum over one language; beyond it the disk is used. A process that counts takes less than 1 GB.
+        memory_gb: Memory for the sum over one language; beyond it the disk is used. A process that counts takes less than 1 GB, or what
+            is given up to 2 GB where it sums page views.
         more_languages: Languages that your language identification knows beside those of lid.176, as [zu, ha]: their Wikipedias and page views give to them.
         progress: Show progress bars.
     """

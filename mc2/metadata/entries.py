@@ -49,7 +49,7 @@ class EntryList:
 def merge_entries(candidates: Mapping[str, Iterable[str]]) -> EntryList:
     """The union of the sources' candidates; an entry that several sources give belongs to the first in `MERGE_ORDER`. Case is kept.
 
-    Line ends and tabs inside an entry become spaces, as they do in captions. Errors: ValueError for a source that is not in `MERGE_ORDER`.
+    Line ends and tabs inside an entry become spaces. Errors: ValueError for a source that is not in `MERGE_ORDER`.
     """
     unknown = sorted(set(candidates) - set(MERGE_ORDER))
     if unknown:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,13 +28,14 @@ from mc2.metadata.database import open_database
 from mc2.metadata.page_view_files import DROPS, VIEWS_SCHEMA, layout, read_views
 
 WHAT = "the sums of page views"
+VIEWS_GB = 2.0  # of memory in each process
 FILES_PER_GROUP = 8  # a third of a day: 120 tasks for the published 960 files
 _ROW_GROUP = 1 << 18
 _SUM = "SELECT language, title, sum(views)::BIGINT AS views FROM {} GROUP BY ALL"
 
 
 def sum_page_views(
-    files: Sequence[Path], out: str | Path, engine: Engine, known: Collection[str] = languages.LID176, memory_gb: float = 2.0
+    files: Sequence[Path], out: str | Path, engine: Engine, known: Collection[str] = languages.LID176, memory_gb: float = VIEWS_GB
 ) -> Path:
     """Write the views of all titles of the files into the folder `out`, and return it. A finished folder is returned as it is.
 
@@ -77,6 +79,12 @@ def _checked(files: Sequence[Path]) -> list[Path]:
     twice = [name for name, number in Counter(file.name for file in files).items() if number > 1]
     if twice:
         raise ValueError(f"page views: found {twice[0]} twice; name every file once")
+    names = {file.name for file in files}
+    for name in sorted(names):
+        if (month := re.sub(r"(-\d{6})\d\d(-user)", r"\1\2", name)) != name and month in names:
+            raise ValueError(
+                f"page views: found {name} beside {month}, which has that day; name one of them, their views would count twice"
+            )
     return sorted((file.absolute() for file in files), key=lambda file: file.name)
 
 

@@ -22,7 +22,7 @@ KANA = ((0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F)) 
 
 TSHEG = "\u0f0b\u0f0c"  # parts the syllables of a Tibetan word: no punctuation, whatever Unicode says
 
-# Zero-width spaces and the Ethiopic word space part words; marks of direction and soft hyphens are not written in captions. Joiners (Persian, Indic) stay.
+# Zero-width spaces and the Ethiopic word space part words; marks of direction and soft hyphens belong to no word. Joiners (Persian, Indic) stay.
 _AS_SPACE = re.compile("[\u1361\u200b\ufeff]")
 _AS_NOTHING = re.compile("[\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")

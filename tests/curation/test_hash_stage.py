@@ -163,7 +163,7 @@ def test_two_processes_and_a_run_that_was_broken_off_give_the_same_bytes(pool: P
 def test_without_an_encoder_nothing_is_decoded(pool: Path, tmp_path: Path) -> None:
     assert run_hash(pool, tmp_path / "hashes", None, engine=HERE)["drops"] == {}
     assert pq.read_table(tmp_path / "hashes" / "00000.parquet")["hash"].null_count == 5
-    with pytest.raises(ValueError, match=r"belongs to another run \(encoder: found None, need 'mc2 dct 1'\)"):
+    with pytest.raises(ValueError, match=r"belongs to another run \(encoder: found None, need 'mc2 dct 2'\)"):
         run_hash(pool, tmp_path / "hashes", engine=HERE)
 
 
@@ -271,7 +271,7 @@ def test_folders_that_do_not_belong_together(copies: Path, pool: Path, metadata:
     run_match(pool, metadata, copies / "other", engine=HERE)
     for benchmarks, matched, message in [
         (["seed"], None, r"seed: was hashed with seed 1, need 0 as in .*pool_hashes"),
-        (["colour"], None, r"was hashed with encoder 'mean colour -1', need 'mc2 dct 1'"),
+        (["colour"], None, r"was hashed with encoder 'mean colour -1', need 'mc2 dct 2'"),
         (["test"], None, r"has no finished stage 'hash'; run `mc2 curate hash`"),
         (["test_hashes", "test_hashes"], None, "need folders with different names"),
         ([], "other", r"other: was matched from another pool"),

@@ -159,7 +159,14 @@ def test_keys_that_a_file_name_cannot_hold(key: str, name: str) -> None:
     assert member_key(key, "p.tar", {name}) == f"p_{name.replace('/', '_')}"
 
 
-@pytest.mark.parametrize("name", ["shard_pairs", "max_pixels"])
-def test_settings_that_cannot_be(name: str) -> None:
-    with pytest.raises(ValueError, match=f"pack: found {name} 0, need at least 1"):
-        PackSettings(**{name: 0})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard_pairs": 0}, "pack: found shard_pairs 0, need at least 1"),
+        ({"max_pixels": 0}, "max_pixels: found 0, need between 1 and 89478485"),
+        ({"max_pixels": 10**9}, "max_pixels: found 1000000000, need between 1 and 89478485"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PackSettings(**settings)  # type: ignore[arg-type]
