@@ -205,8 +205,8 @@ class Stage:
     file yet begins anew with them, so that a setting which it refused, or a damaged source, can be mended. `done.json` has no clock in it: the same inputs give the
     same bytes.
 
-    kept: folders in it that are right whatever the inputs are; scratch: folders of intermediate results, which are not. still_right: asked, with the names of the inputs that differ, whether all files that an
-    unfinished stage has made are right with the new ones too.
+    kept: folders in it that are right whatever the inputs are; scratch: folders of intermediate results, which are not. still_right: asked, with the names of the inputs that differ, whether the files that an
+    unfinished stage has made are right with the new ones too, after it has deleted those that are not.
 
     The folder is locked while the stage runs, by flock: NFS and Lustre (mounted with `flock`) keep it among machines, and it ends with the process that holds
     it, kill -9 included. Where the file system has no locks, a warning is all: files are atomic and the same whoever writes them, so two jobs waste time

@@ -147,7 +147,9 @@ def read_rows(table: Path) -> Iterator[dict[str, Any]]:
         try:
             yield from rows
         except csv.Error as error:
-            raise ValueError(f"{table}:{rows.line_num}: not valid {extension(table.name).upper()} ({error})") from error
+            raise ValueError(
+                f"{table}:{rows.line_num + 1}: not valid {extension(table.name).upper()} ({error}); a quote inside of a quoted field is written twice"
+            ) from error
 
 
 def json_row(line: str, where: str) -> dict[str, Any]:

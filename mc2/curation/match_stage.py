@@ -225,12 +225,19 @@ def matched_drops(path: Path) -> dict[str, int]:
 
 
 def _still_right(out: Path, shards: Sequence[Path], different: set[str]) -> bool:
-    """Whether the files of an unfinished match are of shards that are still in the pool as they were: another shard was mended or taken out."""
+    """Whether an unfinished match goes on with a pool that has changed: some of its files are of shards that are as they were.
+
+    The files of shards that were mended or taken out are deleted then.
+    """
     if different != {"pool"}:
         return False
-    shard_of = {shard.stem: shard for shard in shards}
+    mark_of = {shard.stem: pool_fingerprint([shard]) for shard in shards}
     made = {path: pq.read_metadata(path).metadata.get(b"shard", b"").decode() for path in out.glob("*.parquet")}
-    return all(path.stem in shard_of and pool_fingerprint([shard_of[path.stem]]) == mark for path, mark in made.items())
+    right = {path for path, mark in made.items() if mark_of.get(path.stem) == mark}
+    if right:
+        for path in made.keys() - right:
+            path.unlink()
+    return bool(right)
 
 
 def run_match(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def test_text_files_beside_the_images(photos: Path, tmp_path: Path) -> None:
         ("captions.csv", "file,text\nb.jpg,fox\n", r"photos: found 3 images, but no caption for any of them in .*captions.csv"),
         ("captions.jsonl", '{"file": 1}\n[1]\n', r"captions.jsonl:2: found list, need an object"),
         ("captions.jsonl", "{\n", r"captions.jsonl:1: not valid JSON"),
+        ("captions.csv", 'file,text\na.b.jpg,"fox\nb.jpg,dog\n', r"captions.csv:2: not valid CSV \(unexpected end of data\)"),
         (
             "notes.md",
             "",
@@ -110,6 +112,31 @@ def test_what_is_wrong_is_said_with_the_cure(name: str, text: str, message: str,
     (photos / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         run_collect(photos, tmp_path / "pool")
+
+
+def test_rows_that_lack_something_and_long_captions(photos: Path, tmp_path: Path) -> None:
+    rows = [
+        {"file": "a.b.jpg", "caption": "fox", "language": "en"},
+        {"file": "a.b.jpg", "caption": "x" * 200_000},
+        {"file": "a.b.jpg"},
+        {"caption": "cat"},
+    ]
+    (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run_collect(photos, tmp_path / "lines")["left_out"]["row whose image is not there"] == 1
+    assert pairs(tmp_path / "lines")["a.b.jpg"] == (("fox", "x" * 200_000), "")
+    (photos / "captions.jsonl").unlink()
+    (photos / "captions.csv").write_text(f"file,caption\na.b.jpg,{'x' * 200_000}\na.b.jpg\n")
+    run_collect(photos, tmp_path / "table")
+    assert pairs(tmp_path / "table")["a.b.jpg"] == (("x" * 200_000,), "")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    image = Path(os.fsdecode(bytes(tmp_path / "photos") + b"/stra\xdfe.jpg"))
+    image.write_bytes(image_file())
+    image.with_suffix(".txt").write_text("a street")
+    run_collect(tmp_path / "photos", tmp_path / "pool")
+    assert pairs(tmp_path / "pool") == {r"stra\xdfe.jpg": (("a street",), "")}
 
 
 def test_folders_and_tables_that_are_not_there(photos: Path, tmp_path: Path) -> None:

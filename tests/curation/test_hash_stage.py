@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,82 @@ def test_without_an_encoder_nothing_is_decoded(pool: Path, tmp_path: Path) -> No
     assert pq.read_table(tmp_path / "hashes" / "00000.parquet")["hash"].null_count == 5
     with pytest.raises(ValueError, match=r"belongs to another run \(encoder: found None, need 'mc2 dct 2'\)"):
         run_hash(pool, tmp_path / "hashes", engine=HERE)
+
+
+def alpha_icon(seed: int) -> Image.Image:
+    """Black, drawn by transparency alone."""
+    alpha = picture(seed).convert("L").resize((64, 64))
+    return Image.merge("RGBA", [Image.new("L", (64, 64))] * 3 + [alpha])
+
+
+def deep_grey(seed: int) -> Image.Image:
+    """16 bits, in the middle of their range."""
+    return Image.fromarray((np.asarray(picture(seed).convert("L"), np.uint16) + 100) * 90)
+
+
+@pytest.mark.parametrize("kind", [alpha_icon, deep_grey])
+def test_images_are_told_apart_as_people_see_them(kind: Callable[[int], Image.Image], tmp_path: Path) -> None:
+    (tmp_path / "icons").mkdir()
+    for seed in range(3):
+        kind(seed).save(tmp_path / "icons" / f"{seed}.png")
+        assert len(set(np.asarray(Image.open(tmp_path / "icons" / f"{seed}.png").convert("RGB")).flat)) == 1  # all the same otherwise
+    run_hash(tmp_path / "icons", tmp_path / "hashes", engine=HERE)
+    hashes = pq.read_table(tmp_path / "hashes" / "00000.parquet")["hash"].to_numpy()
+    assert min(int(np.bitwise_count(hashes[i] ^ hashes[j])) for i in range(3) for j in range(i)) > 10
+
+
+def test_even_pictures_have_one_hash_and_sums_are_whole() -> None:
+    """A float sum of them is noise, another on another processor."""
+    greys = [Image.new("RGB", (50, 40), (level,) * 3) for level in range(0, 256, 5)]
+    assert not DctEncoder()(greys).any()
+    assert distances(greys, greys[:1] * len(greys)) == [0] * len(greys)
+    embedding = DctEncoder()([picture(seed) for seed in range(4)])
+    luma = embedding[:, 0]  # of frequency 1: its weight is 1
+    assert (luma == np.rint(luma)).all()
+    assert luma.any()
+
+
+def test_what_cannot_be_packed_keeps_no_copy_out(tmp_path: Path) -> None:
+    """A GIF comes first, its JPEG copy stays; in a benchmark it is a picture like any other."""
+    columns: dict[str, list[Any]] = {"key": [], "caption": [], "image": []}
+    for seed in range(2):
+        for kind in ("GIF", "JPEG"):
+            file = io.BytesIO()
+            picture(seed).save(file, kind)
+            for name, value in (("key", f"{seed}{kind}"), ("caption", "a fox"), ("image", file.getvalue())):
+                columns[name].append(value)
+    (tmp_path / "pool").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "pool" / "0.parquet")
+    (tmp_path / "test").mkdir()
+    picture(1).save(tmp_path / "test" / "1.gif")
+    for name in ("pool", "test"):
+        run_hash(tmp_path / name, tmp_path / f"{name}_hashes", engine=HERE)
+    run_duplicates(tmp_path / "pool_hashes", tmp_path / "alone")
+    assert drops(tmp_path / "alone") == []
+    run_duplicates(tmp_path / "pool_hashes", tmp_path / "both", [tmp_path / "test_hashes"])
+    assert [key for key, reason, _ in drops(tmp_path / "both") if reason == "benchmark_overlap"] == ["1JPEG"]
+
+
+def test_a_folder_with_shards_and_pictures_and_a_benchmark_without(pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "test" / "val").mkdir(parents=True)
+    picture(0).save(tmp_path / "test" / "val" / "0.png")
+    (tmp_path / "test" / "devkit.tar").write_bytes(tar_bytes([("readme.txt", b"")]))
+    with pytest.raises(
+        ValueError, match=r"test: found devkit.tar and 1 image files, val/0.png first, need shards or files; move one kind away"
+    ):
+        run_hash(tmp_path / "test", tmp_path / "hashes", engine=HERE)
+    shutil.rmtree(tmp_path / "test" / "val")
+    run_hash(tmp_path / "test", tmp_path / "hashes", engine=HERE)
+    run_hash(pool, tmp_path / "pool_hashes", engine=HERE)
+    with pytest.raises(ValueError, match="hashes: found no image of the benchmark"):
+        run_duplicates(tmp_path / "pool_hashes", tmp_path / "duplicates", [tmp_path / "hashes"])
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "test") + b"/stra\xdfe.jpg")).write_bytes(image_file())
+    run_hash(tmp_path / "test", tmp_path / "hashes", engine=HERE)
+    assert pq.read_table(tmp_path / "hashes" / "00000.parquet")["key"].to_pylist() == [r"stra\xdfe.jpg"]
 
 
 def test_huge_images_are_not_decoded(pool: Path, tmp_path: Path) -> None:

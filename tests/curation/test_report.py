@@ -63,6 +63,17 @@ def test_the_report_shows_what_was_packed(done: Path) -> None:
     assert report["languages"]["en"]["tail_share"] == report["languages"]["en"]["tail_matches"] / report["languages"]["en"]["matches"]
 
 
+def test_folders_that_do_not_belong_together(done: Path, metadata: Path, truth: Path, tmp_path: Path) -> None:
+    options = ["--english_threshold", "2", "--workers", "1", "--progress", "false"]
+    other = write_pool(tmp_path / "pool", 2)
+    assert main(["curate", "run", "--pool", str(other), "--metadata", str(metadata), "--out", str(tmp_path), *options]) == 0
+    with pytest.raises(ValueError, match="shards: was packed with another balance than the report's; give the two that belong together"):
+        write_report(done / "balance", tmp_path / "report", shards=tmp_path / "shards")
+    with pytest.raises(ValueError, match=r"matched: is another match than .*balance was balanced over"):
+        write_report(done / "balance", tmp_path / "report", tmp_path / "matched", truth)
+    assert not (tmp_path / "report").exists()
+
+
 def test_the_picture_is_a_picture(done: Path) -> None:
     with Image.open(done / "curation" / "report.png") as image:
         assert image.size == (1430, 935)

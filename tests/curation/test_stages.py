@@ -27,7 +27,7 @@ from mc2.engines.local import LocalEngine
 from mc2.metadata.build import build_metadata
 from mc2.metadata.entries import Metadata
 from mc2.records import MATCHED_SCHEMA, PackedCaption, Pair, ShardManifest
-from tests.curation.pools import CAPTIONS, folder_bytes, image_file, record, tar_bytes
+from tests.curation.pools import CAPTIONS, folder_bytes, image_file, record, tar_bytes, write_pool
 
 HERE = LocalEngine(1, progress=False)
 
@@ -355,14 +355,33 @@ def test_a_poisoned_shard_is_mended_and_the_others_stay(cure: str, pool: Path, m
     (own / "00001.tar").rmdir()
     if cure == "mended":
         shutil.copy(pool / "00001.tar", own)
-        (own / "00000.tar").rename(own / "x.tar")
-        with pytest.raises(ValueError, match="belongs to another run"):  # of 00000.tar there is a result
-            run_match(own, metadata, matched, engine=HERE)
-        (own / "x.tar").rename(own / "00000.tar")
     run_match(own, metadata, matched, engine=HERE)
     run_match(own, metadata, tmp_path / "whole", engine=HERE)
     assert folder_bytes(matched) == folder_bytes(tmp_path / "whole")
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in matched.glob("*.parquet")}.items()
+
+
+def test_shards_that_were_damaged_and_counted_are_matched_again(pool: Path, metadata: Path, tmp_path: Path) -> None:
+    """Not those that are as they were. A pool of which nothing is known is another pool; so is any other than its own to a match that has finished."""
+    own, matched = tmp_path / "pool", tmp_path / "matched"
+    shutil.copytree(pool, own)
+    (own / "00000.tar").write_bytes((pool / "00000.tar").read_bytes()[:3000])
+    (own / "00001.tar").unlink()
+    (own / "00001.tar").mkdir()
+    with pytest.raises(ShardErrors, match=r"\(00001\.tar; the others are done\)"):
+        run_match(own, metadata, matched, engine=HERE)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run_match(write_pool(tmp_path / "other", 1), metadata, matched, engine=HERE)
+    before = (matched / "00002.parquet").stat().st_mtime_ns
+    (own / "00001.tar").rmdir()
+    shutil.copy(pool / "00000.tar", own)
+    run_match(own, metadata, matched, engine=HERE)
+    run_match(own, metadata, tmp_path / "whole", engine=HERE)
+    assert folder_bytes(matched) == folder_bytes(tmp_path / "whole")
+    assert before == (matched / "00002.parquet").stat().st_mtime_ns
+    (own / "00000.tar").unlink()
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run_match(own, metadata, matched, engine=HERE)
 
 
 def test_a_setting_that_is_refused_can_be_changed(pool: Path, metadata: Path, tmp_path: Path) -> None:
@@ -384,6 +403,15 @@ def huge_png() -> bytes:
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
     return file.getvalue()
+
+
+def test_the_first_picture_of_a_telephone_is_packed() -> None:
+    """Pillow calls a JPEG with more pictures behind the first MPO."""
+    file = io.BytesIO()
+    first, second = (Image.open(io.BytesIO(image_file(seed))) for seed in (0, 1))
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    assert Image.open(file).format == "MPO"
+    assert image_extension(file.getvalue(), 10**6) == ("jpg", None)
 
 
 @pytest.mark.parametrize(

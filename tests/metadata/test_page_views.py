@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import shutil
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -276,6 +277,10 @@ def test_wrong_calls(tmp_path: Path) -> None:
         sum_page_views([], tmp_path / "out", engine)
     with pytest.raises(ValueError, match="found hourly files beside daily or monthly ones"):
         sum_page_views([hour, day], tmp_path / "out", engine)
+    month = tmp_path / "pageviews-202405-user.bz2"
+    shutil.copy(day, month)
+    with pytest.raises(ValueError, match=r"found pageviews-20240501-user\.bz2 beside pageviews-202405-user\.bz2, which has that day"):
+        sum_page_views([month, day], tmp_path / "out", engine)
     with pytest.raises(ValueError, match=r"found pageviews-20240501-000000\.gz twice"):
         sum_page_views([hour, write_hour(tmp_path / "other", NASTY)], tmp_path / "out", engine)
     with pytest.raises(ValueError, match=r"pageviews-20240501-user\.bz2 is no file \(1 of 2 are missing\)"):
