@@ -45,8 +45,8 @@ class ShardData:
     lanes, streams_per_lane: canonical streams (see `shard_stream`); open: one lane a worker and one stream a rank. Fix them to multiples of
     the workers and ranks to come, and the order stays the same on another number of them.
     cache_bytes: memory of each worker for records and decoded images of small data sets, kept over passes.
-    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, without crops and balancing; of the (first) `shards`
-    if it is None (then nothing is held out: give val_shards to watch for over-fitting).
+    val_shards, val_pairs: the validation set is the first val_pairs usable pairs of this folder, as far as they fill batches of all ranks, without crops
+    and balancing; of the (first) `shards` if it is None (then nothing is held out: give val_shards to watch for over-fitting).
     remote_cache: what is kept on the disk of shards behind a URL ("https://...", "s3://...").
     gpu_decode: JPEGs of the training set are decoded and cropped on the GPU where torchvision has nvJPEG, and by the workers as always where it has not.
 
@@ -127,11 +127,8 @@ class ShardData:
 
     def _source(self, data_set: DataSet, name: str) -> Source:
         folder = open_folder(data_set.shards, self.remote_cache)
-        if folder.balanced and data_set.balance is not None:
-            raise ValueError(
-                f"data.balance: found {data_set.balance}, need null: {data_set.shards} are balanced already (`--balanced offline`), "
-                "and their captions would be thinned out twice"
-            )
+        if data_set.balance is not None:
+            check_balance(data_set.balance, folder)
         folder = indexed(folder)
         plan = Plan(folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block)
         reader = ShardReader(folder, self.cache_bytes // len(self.data_sets))
@@ -140,6 +137,11 @@ class ShardData:
     def _maker(self, data_set: DataSet, captions: Mapping[str, int]) -> SampleMaker:
         probabilities = None if data_set.balance is None else Balance.load(data_set.balance).probabilities
         maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without, self._views)
+        if captions and not any(maker.takes(code) for code in captions):
+            name, chosen = ("languages", self.languages) if self.languages else ("without_languages", self.without)
+            raise ValueError(
+                f"data.{name}: found {sorted(chosen)}, which leaves nothing of {data_set.shards}; its captions are in {sorted(captions)}"
+            )
         if self.language_shares.as_curated:
             return maker
         return replace(maker, language_keep=self.language_shares.keep_probabilities(expected_pairs(data_set, captions, maker)))
@@ -217,6 +219,19 @@ class ShardData:
                 self.val_drops.update(drop_reasons(record, sample))
                 if isinstance(sample, Sample):
                     yield sample
+
+
+def check_balance(balance: str, folder: ShardFolder) -> None:
+    """Errors: ValueError for the balance of other shards: whose entries have other numbers, or for shards that are balanced already."""
+    if folder.balanced:
+        raise ValueError(
+            f"data.balance: found {balance}, need null: {folder.path} is balanced already (`--balanced offline`), its captions would be thinned out twice"
+        )
+    metadata = storage.read_json(Path(balance) / "balance.json").get("fingerprints", {}).get("metadata", "")
+    if metadata and folder.metadata and metadata != folder.metadata:
+        raise ValueError(
+            f"data.balance: {balance} was made with other metadata than {folder.path}; give the balance that the shards were packed with"
+        )
 
 
 def expected_pairs(data_set: DataSet, captions: Mapping[str, int], maker: SampleMaker) -> dict[str, float]:

@@ -23,6 +23,7 @@ class ShardFolder:
 
     fingerprint: changes with their names and sizes. num_bytes: of each tar. num_records: of each tar (a pair each, usable or not), empty where there is no
     manifest and no index yet. captions: number in each language, empty without a manifest. balanced: for good, by `mc2 curate pack --balanced offline`.
+    metadata: fingerprint of the entries that captions name, "" without a manifest.
     """
 
     path: Path | RemotePath
@@ -32,6 +33,7 @@ class ShardFolder:
     num_records: Mapping[str, int] = field(default_factory=dict)
     captions: Mapping[str, int] = field(default_factory=dict)
     balanced: bool = False
+    metadata: str = ""
 
 
 def open_folder(path: str | Path, remote_cache: RemoteCache | None = None) -> ShardFolder:
@@ -70,7 +72,8 @@ def _described(path: Path | RemotePath, names: tuple[str, ...], manifest: ShardM
     for shard in manifest.shards:
         captions.update(shard.captions)
     num_records = {tar_name(shard.name): shard.num_pairs for shard in manifest.shards}
-    return ShardFolder(path, names, storage.fingerprint(sizes), sizes, num_records, captions, manifest.balanced == "offline")
+    metadata = manifest.fingerprints.get("metadata", "")
+    return ShardFolder(path, names, storage.fingerprint(sizes), sizes, num_records, captions, manifest.balanced == "offline", metadata)
 
 
 def _open_remote(path: RemotePath) -> ShardFolder:

@@ -63,6 +63,15 @@ def test_the_report_shows_what_was_packed(done: Path) -> None:
     assert report["languages"]["en"]["tail_share"] == report["languages"]["en"]["tail_matches"] / report["languages"]["en"]["matches"]
 
 
+def test_offline_shards_are_trained_without_a_balance(
+    pool: Path, metadata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--english_threshold", "4", "--workers", "1", "--progress", "false", "--balanced", "offline"]
+    assert main(["curate", "run", "--pool", str(pool), "--metadata", str(metadata), "--out", str(tmp_path), *options]) == 0
+    assert f"{tmp_path}/shards: balanced already: train on it without data.balance" in capsys.readouterr().out
+    assert storage.read_json(tmp_path / "shards" / "manifest.json")["balanced"] == "offline"
+
+
 def test_folders_that_do_not_belong_together(done: Path, metadata: Path, truth: Path, tmp_path: Path) -> None:
     options = ["--english_threshold", "2", "--workers", "1", "--progress", "false"]
     other = write_pool(tmp_path / "pool", 2)

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from mc2.curation.balance import Balance
 from mc2.data.batch import PairBatch
 from mc2.data.datamodule import ShardDataModule
 from mc2.data.loader import Loader
@@ -247,10 +248,30 @@ def test_settings_are_checked_before_the_first_step(settings: dict[str, Any], me
         ShardDataModule(**{"shards": str(shards), "tokenizer": str(tokenizer_folder), **settings}).train_dataloader()
 
 
-def manifest(folder: Path, captions: dict[str, int] | None = None) -> Path:
+def manifest(folder: Path, captions: dict[str, int] | None = None, **said: Any) -> Path:
     infos = tuple(ShardInfo(file.stem, 1, file.stat().st_size, "", captions or {}) for file in sorted(folder.glob("*.tar")))
-    write_json(folder / "manifest.json", ShardManifest(infos, {}, {}).to_json())
+    write_json(folder / "manifest.json", {**ShardManifest(infos, {}, {}).to_json(), **said})
     return folder
+
+
+def test_shards_and_settings_that_do_not_belong_together(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    whole, balance = Path(shutil.copytree(shards, tmp_path / "whole")), tmp_path / "balance"
+
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            data(whole, tokenizer_folder, **settings).setup("fit")
+
+    Balance(0.06, None, "paper", {}).save(balance, entries=lambda _: [], summary={"fingerprints": {"metadata": "a"}})
+    manifest(whole, {"en": 1}, fingerprints={"metadata": "a"})
+    data(whole, tokenizer_folder, balance=str(balance)).setup("fit")
+    manifest(whole, {"en": 1}, fingerprints={"metadata": "b"})
+    refused(r"balance was made with other metadata than .*whole; give the balance that the shards were packed with", balance=str(balance))
+    data(whole, tokenizer_folder, languages=["en", "de"]).setup("fit")
+    refused(r"data.languages: found \['de'\], which leaves nothing of .*whole; its captions are in \['en'\]", languages=["de"])
+    refused(r"data.without_languages: found \['en'\], which leaves nothing", without_languages=["en"])
+    manifest(whole, {"en": 1}, fingerprints={"metadata": "a"}, balanced="offline")
+    refused(r"need null: .*whole is balanced already \(`--balanced offline`\)", balance=str(balance))
+    data(whole, tokenizer_folder).setup("fit")
 
 
 def test_shards_are_checked_before_the_first_step(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
