@@ -241,6 +241,15 @@ def test_names_of_columns_are_refused_where_there_are_none(tmp_path: Path) -> No
         pool_has_images(pool_shards(tmp_path), PoolColumns(caption="text"))
 
 
+def test_a_file_without_any_image_says_nothing_of_the_pool(tmp_path: Path) -> None:
+    """Whoever writes a column of nothing gives it no type."""
+    empty = written(tmp_path, {"key": ["a"], "text": ["x"], "image": pa.nulls(1)})
+    whole = written(tmp_path, {"key": ["b"], "text": ["y"], "image": [b"image"]}, "1.parquet")
+    assert read(empty)[0] == [Pair("a", ("x",))]
+    assert not pool_has_images([empty])
+    assert pool_has_images([empty, whole])
+
+
 # --- damage and size ----------------------------------------------------------------------------------------------------
 
 
