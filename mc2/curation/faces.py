@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mc2.curation.filters import KEEP, PairFilter, Verdict
+from mc2.curation.images import image_format
 from mc2.records import Pair
 
 Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -50,7 +51,7 @@ class BlurFaces(PairFilter):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF data
             image = Image.open(io.BytesIO(pair.image or b""))
-            kind, icc_profile = str(image.format), image.info.get("icc_profile")
+            kind, icc_profile = image_format(image), image.info.get("icc_profile")
             upright = ImageOps.exif_transpose(image)
             picture = upright.convert("RGBA" if kind != "JPEG" and upright.has_transparency_data else "RGB")
         faces = self.faces(picture)

@@ -62,6 +62,16 @@ def test_a_face_is_blurred_and_the_rest_stays(kind: str, mode: str) -> None:
 
 
 @needs_opencv_4
+def test_the_second_picture_of_a_telephone_is_lost() -> None:
+    """It shows the face once more."""
+    data = portrait("MPO", save_all=True, append_images=[Image.open(PORTRAIT)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    blurred = opened(BlurFaces()(Pair("a", ("a portrait",), data)))
+    assert blurred.format == "JPEG"
+    assert detail(blurred) < 0.2 * detail(Image.open(PORTRAIT))
+
+
+@needs_opencv_4
 def test_the_blur_grows_with_the_face_and_the_bytes_repeat() -> None:
     [(left, top, right, bottom)] = BlurFaces().faces(Image.open(PORTRAIT))
     large = Image.open(PORTRAIT).resize((1536, 1800))
