@@ -102,13 +102,17 @@ class PackedCaption:
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One training shard: tar and index (`<name>.index.parquet`: key, offset, size) beside each other."""
+    """One training shard: tar and index (`<name>.index.parquet`: key, offset, size) beside each other.
+
+    By language: `captions`, and `pairs` that show one of them where one caption of each pair is drawn (a caption counts 1 / captions of its pair).
+    """
 
     name: str
     num_pairs: int
     num_bytes: int
     sha256: str
     captions: Mapping[str, int] = field(default_factory=dict)
+    pairs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def write_shards(folder: Path, shards: int, pairs: int, image: bytes) -> None:
     for name in names[1:]:
         for ending in (".tar", ".index.parquet"):
             os.link(folder / f"00000{ending}", folder / f"{name}{ending}")
-    info = ShardInfo("", pairs, (folder / "00000.tar").stat().st_size, "0" * 64, {"en": pairs})
+    info = ShardInfo("", pairs, (folder / "00000.tar").stat().st_size, "0" * 64, {"en": pairs}, {"en": pairs})
     infos = tuple(ShardInfo(**{**asdict(info), "name": name}) for name in names)
     storage.write_json(folder / "manifest.json", ShardManifest(infos, {}, {}).to_json())
 

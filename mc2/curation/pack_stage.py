@@ -15,9 +15,9 @@ import io
 import json
 import tarfile
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -100,6 +100,24 @@ def member_key(key: str, pool_shard: str, taken: Collection[str]) -> str:
 # --- one shard ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class LanguageCounts:
+    """What `ShardInfo` says of the languages of a shard, counted pair by pair in the order of the tar."""
+
+    captions: Counter[str] = field(default_factory=Counter)
+    pairs: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, languages: Sequence[str]) -> None:
+        """A pair, by the languages of its captions."""
+        self.captions.update(languages)
+        for language in languages:
+            self.pairs[language] += 1 / len(languages)
+
+    def by_language(self) -> tuple[dict[str, int], dict[str, float]]:
+        """`captions` and `pairs` of the shard; pairs to six digits."""
+        return dict(sorted(self.captions.items())), {code: round(number, 6) for code, number in sorted(self.pairs.items())}
+
+
 @lru_cache(maxsize=1)
 def _plan_once(path: Path, shard_pairs: int, _fingerprint: str) -> Plan:
     return Plan.load(path, shard_pairs)
@@ -128,7 +146,7 @@ class PackShard:
     def _write(self, name: str, index: Path) -> None:
         drops: Counter[str] = Counter()
         path = self.out / f"{name}.tar"
-        languages: Counter[str] = Counter()
+        languages = LanguageCounts()
         rows: dict[str, tuple[int, int]] = {}
         replaced = 0
         with storage.atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -138,8 +156,8 @@ class PackShard:
                 add_member(tar, f"{key}.json", packed_json(pair.captions))
                 rows[key] = offset, tar.offset - offset
                 replaced += pair.replaced
-                languages.update(caption.language for caption in pair.captions)
-        info = ShardInfo(name, len(rows), path.stat().st_size, storage.sha256_file(path), dict(sorted(languages.items())))
+                languages.add([caption.language for caption in pair.captions])
+        info = ShardInfo(name, len(rows), path.stat().st_size, storage.sha256_file(path), *languages.by_language())
         if not rows:
             path.unlink()  # loaders stumble over a shard without pairs
         offsets, sizes = zip(*rows.values(), strict=True) if rows else ((), ())

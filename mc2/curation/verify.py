@@ -134,7 +134,13 @@ def _is_empty(index: Path) -> bool:
 
 def _differences(found: ShardInfo, need: ShardInfo) -> str:
     """What differs, with both values; "" if nothing does."""
-    fields = {"bytes": "num_bytes", "pairs": "num_pairs", "captions by language": "captions", "SHA-256": "sha256"}
+    fields = {
+        "bytes": "num_bytes",
+        "pairs": "num_pairs",
+        "captions by language": "captions",
+        "pairs by language": "pairs",
+        "SHA-256": "sha256",
+    }
     values = {name: (getattr(found, attribute), getattr(need, attribute)) for name, attribute in fields.items()}
     return ", ".join(f"{name}: found {a}, need {b}" for name, (a, b) in values.items() if a != b)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mc2 import storage
-from mc2.curation.pack_stage import image_extension
+from mc2.curation.pack_stage import LanguageCounts, image_extension
 from mc2.curation.pool_tar import IMAGE_EXTENSIONS, Member, NotATarError, tar_members
 from mc2.records import ShardInfo
 
@@ -99,7 +98,7 @@ def _language(caption: Any, packed: bool) -> str:
 class _Findings:
     """What comes up while a shard is read; examples of keys by what is wrong with their records."""
 
-    languages: Counter[str] = field(default_factory=Counter)
+    languages: LanguageCounts = field(default_factory=LanguageCounts)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     wrong: dict[str, list[str]] = field(default_factory=dict)
 
@@ -136,9 +135,7 @@ class CheckShard:
         problems += findings.lines()
         if not findings.places:
             problems.append("no record in it")
-        info = ShardInfo(
-            path.stem, len(findings.places), path.stat().st_size, storage.sha256_file(path), dict(sorted(findings.languages.items()))
-        )
+        info = ShardInfo(path.stem, len(findings.places), path.stat().st_size, storage.sha256_file(path), *findings.languages.by_language())
         lines = [Problem(path.name, problem, cure) for problem in problems]
         index = None
         if self.packed:
@@ -160,7 +157,7 @@ class CheckShard:
         if len(files) < len(members):
             findings.add("with the same file twice", key)
         try:
-            findings.languages.update(record_languages(files, self.packed))
+            findings.languages.add(record_languages(files, self.packed))
         except ValueError as error:
             findings.add(str(error), key)
         if self.images:

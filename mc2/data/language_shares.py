@@ -63,7 +63,7 @@ class LanguageShares:
         total = sum(expected.values())
         if not total or not any(expected):
             raise ValueError(
-                "data.language_shares: found shards without languages, need those of `mc2 curate pack`; leave language_shares out"
+                "data.language_shares: found shards without languages, need those of `mc2 curate pack`; pack them again, or leave language_shares out"
             )
         gains = {code: share * total / expected[code] for code, share in self.shares(expected).items()}
         most = max(gains.values())

@@ -51,7 +51,8 @@ def is_url(path: str | Path) -> bool:
 class RemoteCache:
     """Where pieces of remote shards are kept, and how many bytes of them: those that were not read for the longest time go first.
 
-    folder: on a local disk, one for all processes of a machine. Pieces that other processes are reading stay readable to them.
+    folder: on a local disk, one for all processes of a machine. Pieces that other processes are reading stay readable to them. What another user's pieces do not
+    allow is left: they may be read and not removed, or not even read.
     """
 
     folder: str = "~/.cache/mc2/shards"
@@ -64,12 +65,19 @@ class RemoteCache:
     def open(self, name: str, num_bytes: int, fetch: Callable[[], bytes]) -> IO[bytes]:
         """A piece by its name, fetched if it is not there in its full length."""
         path = Path(self.folder).expanduser() / name
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             if path.stat().st_size == num_bytes:
-                os.utime(path)
-                return path.open("rb")
+                piece = path.open("rb")
+                with suppress(OSError):  # another user's, or removed meanwhile: it is open
+                    os.utime(path)
+                return piece
         data = fetch()
-        storage.write_bytes(path, data)
+        try:
+            storage.write_bytes(path, data)
+        except ValueError:
+            if not os.path.exists(path):  # Path.exists raises where the folder may not be looked into
+                raise
+            return io.BytesIO(data)  # another user's piece, which this one may not read or replace
         self._make_room(path.parent)
         try:
             return path.open("rb")
@@ -88,9 +96,9 @@ class RemoteCache:
         for _, size, path in sorted(pieces):
             if too_many <= 0:
                 return
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            too_many -= size
+            with suppress(PermissionError):
+                Path(path).unlink(missing_ok=True)
+                too_many -= size
 
 
 @dataclass(frozen=True)

@@ -132,26 +132,26 @@ class ShardData:
         folder = indexed(folder)
         plan = Plan(folder, self.seed, shuffle_shards=self.shuffle_shards, shuffle_block=self.shuffle_block)
         reader = ShardReader(folder, self.cache_bytes // len(self.data_sets))
-        return Source(name, data_set.weight, plan, self._maker(data_set, folder.captions), reader)
+        return Source(name, data_set.weight, plan, self._maker(data_set, folder.pairs), reader)
 
-    def _maker(self, data_set: DataSet, captions: Mapping[str, int]) -> SampleMaker:
+    def _maker(self, data_set: DataSet, pairs: Mapping[str, float]) -> SampleMaker:
         probabilities = None if data_set.balance is None else Balance.load(data_set.balance).probabilities
         maker = SampleMaker(self.preprocess, self.seed, probabilities, self.languages, self.without, self._views)
-        if captions and not any(maker.takes(code) for code in captions):
+        if pairs and not any(maker.takes(code) for code in pairs):
             name, chosen = ("languages", self.languages) if self.languages else ("without_languages", self.without)
             raise ValueError(
-                f"data.{name}: found {sorted(chosen)}, which leaves nothing of {data_set.shards}; its captions are in {sorted(captions)}"
+                f"data.{name}: found {sorted(chosen)}, which leaves nothing of {data_set.shards}; its captions are in {sorted(pairs)}"
             )
         if self.language_shares.as_curated:
             return maker
-        return replace(maker, language_keep=self.language_shares.keep_probabilities(expected_pairs(data_set, captions, maker)))
+        return replace(maker, language_keep=self.language_shares.keep_probabilities(expected_pairs(data_set, pairs, maker)))
 
     def expected_shares(self) -> dict[str, float]:
         """The share of each language in the pairs of training, as manifest and balance of the shards have it; empty where they do not say."""
         self.open()
         shares: Counter[str] = Counter()
         for data_set, source in zip(self.data_sets, self._sources, strict=True):
-            pairs = expected_pairs(data_set, source.plan.folder.captions, source.maker)
+            pairs = expected_pairs(data_set, source.plan.folder.pairs, source.maker)
             kept = {code: number * (source.maker.language_keep or {}).get(code, 1.0) for code, number in pairs.items()}
             if not sum(kept.values()):
                 return {}
@@ -234,9 +234,9 @@ def check_balance(balance: str, folder: ShardFolder) -> None:
         )
 
 
-def expected_pairs(data_set: DataSet, captions: Mapping[str, int], maker: SampleMaker) -> dict[str, float]:
-    """The number of pairs of each language in a pass, of the languages that are used: by the balance, or by the captions in the manifest."""
-    expected = dict[str, float](captions)
+def expected_pairs(data_set: DataSet, pairs: Mapping[str, float], maker: SampleMaker) -> dict[str, float]:
+    """The number of pairs of each language in a pass, of the languages that are used: by the balance, or those of the manifest."""
+    expected: Mapping[str, float] = pairs
     if data_set.balance is not None:
         rows = storage.read_json(Path(data_set.balance) / "balance.json")["languages"]
         expected = {code: row.get("expected_pairs", 0) for code, row in rows.items()}

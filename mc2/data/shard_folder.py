@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ class ShardFolder:
     """The tars of a folder by name.
 
     fingerprint: changes with their names and sizes. num_bytes: of each tar. num_records: of each tar (a pair each, usable or not), empty where there is no
-    manifest and no index yet. captions: number in each language, empty without a manifest. balanced: for good, by `mc2 curate pack --balanced offline`.
-    metadata: fingerprint of the entries that captions name, "" without a manifest.
+    manifest and no index yet. pairs: number expected of each language where one caption of each is drawn, empty without a manifest.
+    balanced: for good, by `mc2 curate pack --balanced offline`. metadata: fingerprint of the entries that captions name, "" without a manifest.
     """
 
     path: Path | RemotePath
@@ -31,7 +31,7 @@ class ShardFolder:
     fingerprint: str
     num_bytes: Mapping[str, int] = field(default_factory=dict)
     num_records: Mapping[str, int] = field(default_factory=dict)
-    captions: Mapping[str, int] = field(default_factory=dict)
+    pairs: Mapping[str, float] = field(default_factory=dict)
     balanced: bool = False
     metadata: str = ""
 
@@ -68,12 +68,13 @@ def open_folder(path: str | Path, remote_cache: RemoteCache | None = None) -> Sh
 
 def _described(path: Path | RemotePath, names: tuple[str, ...], manifest: ShardManifest) -> ShardFolder:
     sizes = {tar_name(shard.name): shard.num_bytes for shard in manifest.shards}
-    captions: Counter[str] = Counter()
+    pairs: defaultdict[str, float] = defaultdict(float)
     for shard in manifest.shards:
-        captions.update(shard.captions)
+        for code, number in shard.pairs.items():
+            pairs[code] += number
     num_records = {tar_name(shard.name): shard.num_pairs for shard in manifest.shards}
     metadata = manifest.fingerprints.get("metadata", "")
-    return ShardFolder(path, names, storage.fingerprint(sizes), sizes, num_records, captions, manifest.balanced == "offline", metadata)
+    return ShardFolder(path, names, storage.fingerprint(sizes), sizes, num_records, pairs, manifest.balanced == "offline", metadata)
 
 
 def _open_remote(path: RemotePath) -> ShardFolder:

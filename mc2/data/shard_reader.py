@@ -6,11 +6,14 @@ of strings under "captions").
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +41,7 @@ class Record:
 
 
 MOST_ENTRY = 2**31 - 1
+RECORDS_AT_ONCE = 128  # in memory, where a shard is read from end to end
 
 CUT_OFF, STALE, DAMAGED = (Record("", drops=(reason,)) for reason in ("truncated_tar", "stale_shard", "damaged_record"))
 MARKS = {0: CUT_OFF, -1: STALE}  # sizes in an index that stand for no record
@@ -59,14 +63,22 @@ class ShardReader:
 
         A tar of another size than the manifest or the index knows is one record with the drop `stale_shard`.
         """
+        return chain.from_iterable(self.blocks(name, first, RECORDS_AT_ONCE))
+
+    def blocks(self, name: str, first: int, size: int) -> Iterator[list[Record]]:
+        """What `read` gives, in lists of `size` records, the last one shorter. The file is open only while a list is read: a worker holds thousands of shards."""
         if name in self._kept:
-            return iter(self._kept[name][first:])
+            kept = self._kept[name]
+            return (kept[start : start + size] for start in range(first, len(kept), size))
         file, num_bytes = self.folder.path / name, self.folder.num_bytes[name]
         if _num_bytes(file) != num_bytes:
-            return iter([STALE][first:])
+            return iter([] if first else [[STALE]])
         rows = self._rows(name) if first else read_index(self.folder, name)
-        records = read_shard(file) if rows is None else _read_rows(file, num_bytes, rows[first:])
-        return self._keep(name, records) if not first and self._reserve(num_bytes) else records
+        if rows is None:
+            blocks = _blocks_by_header(file, size)
+        else:
+            blocks = (_read_rows(file, num_bytes, rows[start : start + size]) for start in range(first, len(rows), size))
+        return self._keep(name, blocks) if not first and self._reserve(num_bytes) else blocks
 
     def num_records(self, name: str) -> int:
         """Number of records that `read` gives of a shard."""
@@ -77,7 +89,7 @@ class ShardReader:
         if name in self._kept:
             return self._kept[name][number]
         row = self._rows(name)[number : number + 1]
-        return next(_read_rows(self.folder.path / name, self.folder.num_bytes[name], row))
+        return _read_rows(self.folder.path / name, self.folder.num_bytes[name], row)[0]
 
     def keep_decoded(self, record: Record, image: Tensor) -> None:
         """Put the decoded image in the place of the encoded one, if the record stays in memory and there is room."""
@@ -98,11 +110,12 @@ class ShardReader:
                 rows = np.array([[0, 0]])
         return rows
 
-    def _keep(self, name: str, records: Iterator[Record]) -> Iterator[Record]:
-        kept = []
-        for record in records:
-            kept.append(replace(record, cached=True))
-            yield kept[-1]
+    def _keep(self, name: str, blocks: Iterator[list[Record]]) -> Iterator[list[Record]]:
+        kept: list[Record] = []
+        for block in blocks:
+            marked = [replace(record, cached=True) for record in block]
+            kept += marked
+            yield marked
         self._kept[name] = kept
 
     def _reserve(self, num_bytes: int) -> bool:
@@ -118,18 +131,35 @@ def read_shard(file: Path | RemotePath, start: int = 0) -> Iterator[Record]:
     One that is cut off or damaged ends with a record whose drop is `truncated_tar`. Errors: ValueError if the tar cannot be opened.
     """
     with _open(file) as stream:
-        try:
-            for group in groups(stream, start):
-                yield parse(group.key, _files(stream, group))
-        except DamagedTar:
-            yield CUT_OFF
+        yield from (record for record, _ in _by_header(stream, start))
 
 
-def _read_rows(file: Path | RemotePath, num_bytes: int, rows: NDArray[np.int64]) -> Iterator[Record]:
+def _by_header(stream: IO[bytes], start: int) -> Iterator[tuple[Record, int]]:
+    """The records of a tar from a byte on, each with the byte behind it."""
+    try:
+        for group in groups(stream, start):
+            yield parse(group.key, _files(stream, group)), group.end
+    except DamagedTar:
+        yield CUT_OFF, start
+
+
+def _blocks_by_header(file: Path | RemotePath, size: int) -> Iterator[list[Record]]:
+    """The records of a tar without index."""
+    start = 0
+    while True:
+        with _open(file) as stream:
+            found = list(islice(_by_header(stream, start), size))
+        if found:
+            yield [record for record, _ in found]
+        if len(found) < size or found[-1][0] is CUT_OFF:
+            return
+        start = found[-1][1]
+
+
+def _read_rows(file: Path | RemotePath, num_bytes: int, rows: NDArray[np.int64]) -> list[Record]:
     """The records of a tar at the places (offset, size); one that is not there has the drop `damaged_record`."""
     with _open(file, num_bytes) as stream:
-        for offset, size in rows.tolist():
-            yield MARKS[size] if size in MARKS else _record_at(stream, offset, offset + size)
+        return [MARKS[size] if size in MARKS else _record_at(stream, offset, offset + size) for offset, size in rows.tolist()]
 
 
 def _record_at(stream: IO[bytes], start: int, end: int) -> Record:
@@ -145,9 +175,10 @@ def _there(file: Path | RemotePath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
-            f"{file}: cannot be opened ({error.strerror}); the shards must stay where they are while a run reads them"
-        ) from error
+        cure = "the shards must stay where they are while a run reads them"
+        if error.errno == errno.EMFILE:
+            cure = f"this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}; raise that with `ulimit -n`"
+        raise ValueError(f"{file}: cannot be opened ({error.strerror}); {cure}") from error
 
 
 def _open(file: Path | RemotePath, num_bytes: int | None = None) -> IO[bytes]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,7 +43,7 @@ class TooFewShards(ValueError):
 class Records(Protocol):
     """The records of shards by number, the unusable ones too (`ShardReader`)."""
 
-    def read(self, name: str, first: int = 0) -> Iterator[Record]: ...
+    def blocks(self, name: str, first: int, size: int) -> Iterator[list[Record]]: ...
 
     def num_records(self, name: str) -> int: ...
 
@@ -144,9 +144,9 @@ def _window_records(plan: Plan, stream: int, start: Position, shards: list[str],
     if start.offset:
         yield from _rest_of_block(plan, stream, start, shards, source)
         start = Position(start.epoch, start.window, start.block + 1)
-    readers = [source.read(shard, start.block * plan.shuffle_block) for shard in shards]
+    readers = [source.blocks(shard, start.block * plan.shuffle_block, plan.shuffle_block) for shard in shards]
     for block in count(start.block):
-        records = [record for reader in readers for record in islice(reader, plan.shuffle_block)]
+        records = [record for reader in readers for record in next(reader, [])]
         if not records:
             return
         here = start._replace(block=block)

@@ -18,8 +18,9 @@ class _NameOnly:
 
     plan: Plan
 
-    def read(self, name: str, first: int = 0) -> Iterator[Record]:
-        return (self.record(name, number) for number in range(first, self.num_records(name)))
+    def blocks(self, name: str, first: int, size: int) -> Iterator[list[Record]]:
+        total = self.num_records(name)
+        return ([Record(name)] * min(size, total - start) for start in range(first, total, size))
 
     def num_records(self, name: str) -> int:
         return self.plan.folder.num_records[name]

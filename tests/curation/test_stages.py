@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections import Counter
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,11 @@ def test_manifest_and_index_tell_the_truth(done: Path, pool: Path) -> None:
         path = done / "shards" / f"{shard.name}.tar"
         data = path.read_bytes()
         assert (shard.num_bytes, shard.sha256) == (len(data), storage.sha256_file(path))
-        languages = Counter(caption.language for captions in packed(done / "shards", shard.name).values() for caption in captions)
+        pairs = [Counter(caption.language for caption in captions) for captions in packed(done / "shards", shard.name).values()]
+        languages = sum(pairs, Counter[str]())
         assert shard.captions == languages
+        drawn = {code: float(sum(Fraction(pair[code], pair.total()) for pair in pairs)) for code in languages}
+        assert shard.pairs == pytest.approx(drawn, abs=1e-6) != languages
         for row in pq.read_table(done / "shards" / f"{shard.name}.index.parquet").to_pylist():
             members = tar_members(data[row["offset"] : row["offset"] + row["size"]])
             assert [name for name, _ in members] == [f"{row['key']}.jpg", f"{row['key']}.json"]

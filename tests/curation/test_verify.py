@@ -98,9 +98,9 @@ def twice_in_manifest(folder: Path) -> None:
     edit_json(folder / "manifest.json", shards=[*shards, shards[0]])
 
 
-def other_captions(folder: Path) -> None:
+def other_languages(folder: Path, field: str) -> None:
     shards = json.loads((folder / "manifest.json").read_text())["shards"]
-    edit_json(folder / "manifest.json", shards=[{**shards[0], "captions": {"en": 1}}, *shards[1:]])
+    edit_json(folder / "manifest.json", shards=[{**shards[0], field: {"en": 1}}, *shards[1:]])
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
@@ -122,7 +122,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "other manifest": (lambda f: (f / "manifest.json").write_text("{}"), ["manifest.json: cannot be read as a manifest (KeyError)"]),
     "totals": (drop_from_manifest, ["00003.index.parquet: is not in manifest.json", "00003.tar: is not in manifest.json", "manifest.json: adds up to 10 pairs, done.json says 12"]),
     "twice": (twice_in_manifest, ["manifest.json: adds up to 16 pairs", "manifest.json: names shards twice: 00000"]),
-    "languages": (other_captions, ["00000.index.parquet: is not as manifest.json says: captions by language", "00000.tar: is not as manifest.json says: captions by language: found {"]),
+    "pairs of languages": (lambda f: other_languages(f, "pairs"), ["00000.index.parquet: is not as manifest.json says: pairs by language", "00000.tar: is not as manifest.json says: pairs by language: found {"]),
+    "languages": (lambda f: other_languages(f, "captions"), ["00000.index.parquet: is not as manifest.json says: captions by language", "00000.tar: is not as manifest.json says: captions by language: found {"]),
     "drops": (lambda f: edit_json(f / "manifest.json", drops={"broken_image": -1, "eaten": 3}), ["manifest.json: has drops that cannot be: broken_image, eaten"]),
     "unfinished": (lambda f: (f / "done.json").unlink(), ["done.json: is missing: packing has not finished; run the same `mc2 curate pack` line again"]),
     "left over": (lambda f: (f / ".00009.tar.123.tmp").write_bytes(b"half"), [".00009.tar.123.tmp: left over from a job that was killed; delete it"]),

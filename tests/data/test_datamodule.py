@@ -248,8 +248,8 @@ def test_settings_are_checked_before_the_first_step(settings: dict[str, Any], me
         ShardDataModule(**{"shards": str(shards), "tokenizer": str(tokenizer_folder), **settings}).train_dataloader()
 
 
-def manifest(folder: Path, captions: dict[str, int] | None = None, **said: Any) -> Path:
-    infos = tuple(ShardInfo(file.stem, 1, file.stat().st_size, "", captions or {}) for file in sorted(folder.glob("*.tar")))
+def manifest(folder: Path, pairs: dict[str, float] | None = None, **said: Any) -> Path:
+    infos = tuple(ShardInfo(file.stem, 1, file.stat().st_size, "", pairs=pairs or {}) for file in sorted(folder.glob("*.tar")))
     write_json(folder / "manifest.json", {**ShardManifest(infos, {}, {}).to_json(), **said})
     return folder
 

@@ -16,7 +16,8 @@ from mc2.data.samples import Drop, SampleMaker
 from mc2.data.shard_reader import Record
 from mc2.data.shard_stream import Position, stream_records
 from mc2.records import PackedCaption
-from tests.data.shards import write_folder
+from tests.data.shards import jpeg, packed, write_folder, write_tar
+from tests.data.test_datamodule import manifest
 from tests.data.test_loader import batches, data, slow_uniform
 
 CURATED = {"en": 5000.0, "de": 1200.0, "fr": 900.0, "sw": 40.0}
@@ -90,9 +91,7 @@ def test_what_is_refused() -> None:
 
 def test_shares_from_a_manifest(tmp_path: Path, tokenizer_folder: Path) -> None:
     """The shards say en, de and fr equally often; what was accepted and rejected is counted for each."""
-    from tests.data.test_datamodule import manifest
-
-    shards = manifest(write_folder(tmp_path, [40, 40]), captions={"en": 80, "de": 80, "fr": 80})
+    shards = manifest(write_folder(tmp_path, [40, 40]), pairs={"en": 40, "de": 40, "fr": 40})
     module = data(shards, tokenizer_folder, language_shares=LanguageShares(most={"en": 0.1}))
     languages = Counter(language for batch in batches(module.train_dataloader(), 150) for language in batch.languages)
     assert 0.05 < languages["en"] / languages.total() < 0.16
@@ -101,6 +100,22 @@ def test_shares_from_a_manifest(tmp_path: Path, tokenizer_folder: Path) -> None:
     assert module.drops["language_share"] == module.tally.rejected["en"] > 100
     with pytest.raises(ValueError, match="found shards without languages"):
         data(write_folder(tmp_path / "plain", [2]), tokenizer_folder, language_shares=LanguageShares(2)).train_dataloader()
+
+
+def test_a_bound_holds_where_pairs_have_several_captions(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Half of the pairs have an English caption, the others nine French ones: half of the pairs are English, a tenth of the captions."""
+    image = jpeg()
+    for shard in range(2):
+        captions = [packed(("a fox", "en", ())), packed(*[("un renard", "fr", ())] * 9)] * 50
+        members = [((f"{shard}-{i}.jpg", image), (f"{shard}-{i}.json", text)) for i, text in enumerate(captions)]
+        write_tar(tmp_path / f"{shard}.tar", [file for pair in members for file in pair])
+    shares = LanguageShares(most={"en": 0.3})
+    module = data(manifest(tmp_path, pairs={"en": 50, "fr": 50}), tokenizer_folder, language_shares=shares)
+    assert module.expected_shares() == pytest.approx({"en": 0.3, "fr": 0.7})
+    batches(module.train_dataloader(), 150)
+    assert 0.2 < module.tally.accepted["en"] / module.tally.accepted.total() < 0.4
+    with pytest.raises(ValueError, match="found shards without languages, need those of `mc2 curate pack`; pack them again, or"):
+        data(manifest(tmp_path), tokenizer_folder, language_shares=shares).train_dataloader()
 
 
 ENTRY_PROB = {"en": [0.3, 0.2], "de": [0.1, 0.5, 0.9], "fr": list[float]()}

@@ -34,8 +34,10 @@ class Numbered:
     def __init__(self, folder: ShardFolder) -> None:
         self.folder = folder
 
-    def read(self, name: str, first: int = 0) -> Iterator[Record]:
-        return (self.record(name, number) for number in range(first, self.num_records(name)))
+    def blocks(self, name: str, first: int, size: int) -> Iterator[list[Record]]:
+        total = self.num_records(name)
+        starts = range(first, total, size)
+        return ([self.record(name, number) for number in range(start, min(start + size, total))] for start in starts)
 
     def num_records(self, name: str) -> int:
         return self.folder.num_records[name]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -30,7 +34,7 @@ from mc2.records import ShardInfo, ShardManifest
 from mc2.storage import write_json
 from tests.data.shards import write_folder
 
-PIECE = 4096
+PIECE, WHOLE_PIECE = 4096, remote.PIECE_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +192,32 @@ def test_a_cache_that_is_too_small_stays_small(shards: Path, server: Server, tok
     small.close()
     with pytest.raises(ValueError, match=r"found max_bytes 5, need at least 4096"):
         RemoteCache(str(tmp_path), 5)
+
+
+AS_NOBODY = """
+import os, sys
+from mc2.data.remote import PIECE_BYTES, RemoteCache
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+cache = RemoteCache(sys.argv[1], PIECE_BYTES)
+for name in ("whole", "private", "new"):
+    with cache.open(name, PIECE_BYTES, lambda: b"2" * PIECE_BYTES) as piece:
+        data = piece.read()
+    assert len(data) == PIECE_BYTES
+    print(name, *set(data.decode()))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user for a test")
+def test_two_users_of_a_machine_share_a_cache() -> None:
+    """As in /tmp, a user may not touch or remove the pieces of another; one of them may not even be read."""
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        for name in ("whole", "private"):
+            RemoteCache(folder).open(name, WHOLE_PIECE, lambda: b"1" * WHOLE_PIECE).close()
+        os.chmod(Path(folder, "private"), 0o600)
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, folder], stdout=subprocess.PIPE, text=True, check=True)
+        assert done.stdout.splitlines() == ["whole 1", "private 2", "new 2"]
+        assert sorted(os.listdir(folder)) == ["private", "whole"]
 
 
 def test_every_file_system_of_fsspec_will_do(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mc2.data import shard_index
-from mc2.data.shard_folder import open_folder
+from mc2.data.shard_folder import ShardFolder, open_folder
 from mc2.data.shard_index import index_tar, indexed, plain_index_folder
 from mc2.data.shard_reader import ShardReader, read_shard
 from mc2.data.shard_stream import Plan, Position, stream_records
@@ -67,6 +69,54 @@ def test_every_record_is_found_by_its_index(tmp_path: Path) -> None:
         assert [reader.record(name, number) for number in range(len(whole))] == whole
         for first in range(len(whole) + 2):
             assert list(reader.read(name, first)) == whole[first:]
+
+
+@pytest.mark.parametrize("num_bytes", [None, 9000], ids=["whole", "cut off"])
+def test_blocks_of_any_size_are_the_records_one_after_the_other(num_bytes: int | None, tmp_path: Path) -> None:
+    """With an index, by the headers, and from memory."""
+    path = write_folder(tmp_path / "shards", [7]) / "00000.tar"
+    if num_bytes:
+        os.truncate(path, num_bytes)
+    by_header = ShardFolder(path.parent, (path.name,), "", {path.name: path.stat().st_size})
+    whole = list(read_shard(path))
+    assert len(whole) == (3 if num_bytes else 7)
+    for folder in (by_header, indexed(open_folder(path.parent))):
+        for size in range(1, 9):
+            reader = ShardReader(folder, cache_bytes=10**6)
+            for _ in range(2):
+                blocks = list(reader.blocks(path.name, 0, size))
+                assert [replace(item, cached=False) for block in blocks for item in block] == whole
+                assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+
+
+@contextmanager
+def open_files(more: int) -> Iterator[None]:
+    """No file can be opened but for so many."""
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("with_index", [True, False], ids=["index", "headers"])
+def test_a_stream_of_many_shards_needs_few_open_files(with_index: bool, tmp_path: Path) -> None:
+    folder = open_folder(write_folder(tmp_path, [5] * 16))
+    plan = Plan(indexed(folder) if with_index else folder, seed=0, shuffle_shards=16, shuffle_block=2)
+    with open_files(4):
+        assert len({item.key for _, item in islice(stream_records(plan, 0, Position(), ShardReader(plan.folder)), 80)}) == 80
+
+
+def test_too_many_open_files_are_told_with_the_cure(plain: Path) -> None:
+    folder = indexed(open_folder(plain))
+    with (
+        open_files(0),
+        pytest.raises(ValueError, match=r"0\.tar: .*\(Too many open files\); .* may have \d+; raise that with `ulimit -n`$"),
+    ):
+        next(ShardReader(folder).read("0.tar"))
 
 
 def test_a_tar_that_is_cut_off_has_a_last_record_that_says_so(plain: Path) -> None:

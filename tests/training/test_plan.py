@@ -115,8 +115,8 @@ def test_shards_loader_and_disk_are_compared_with_what_the_run_needs(tmp_path: P
 def test_english_pairs_are_counted(tmp_path: Path) -> None:
     """Two data sets, 3 : 1: a third of the first is English; of the second, balanced, 80 of 100 pairs, of which French is left out: 80 of 90."""
     tokenizer = str(small_tokenizer(tmp_path / "tokenizer"))
-    first = manifest(write_folder(tmp_path / "first", [4, 4]), captions={"en": 10, "de": 20})
-    second = manifest(write_folder(tmp_path / "second", [4, 4]), captions={"en": 1, "de": 1})
+    first = manifest(write_folder(tmp_path / "first", [4, 4]), pairs={"en": 10, "de": 20})
+    second = manifest(write_folder(tmp_path / "second", [4, 4]), pairs={"en": 1, "de": 1})
     one = LanguageBalance(np.ones(1, dtype=np.int64), 1, np.ones(1))
     pairs = {"en": 80, "de": 10, "fr": 10}
     summary = {"languages": {code: {"expected_pairs": number} for code, number in pairs.items()}}

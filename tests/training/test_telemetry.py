@@ -78,7 +78,7 @@ def test_mfu_is_operations_of_the_samples_a_second(tmp_path: Path) -> None:
 
 def test_rejected_captions_are_logged_by_language(tmp_path: Path) -> None:
     """English is bounded: about 4 of 5 of its captions go, and none of the others. The tally of the first two steps, then that of the next two."""
-    shards = manifest(write_folder(tmp_path / "shards", [40, 40]), captions={"en": 80, "de": 80, "fr": 80})
+    shards = manifest(write_folder(tmp_path / "shards", [40, 40]), pairs={"en": 40, "de": 40, "fr": 40})
     data = ShardDataModule(
         str(shards),
         str(small_tokenizer(tmp_path / "tokenizer")),
