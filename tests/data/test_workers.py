@@ -1,4 +1,4 @@
-"""Workers end with their run, in the middle of a batch too."""
+"""Workers end with their run, in the middle of a batch too, and make the same batches however they are started."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mc2.curation.balance import Balance, LanguageBalance
-from tests.data.shards import jpeg, packed, write_tar
+from mc2.data.preprocess import ImagePreprocess
+from mc2.data.shard_data import ShardData
+from tests.data.shards import jpeg, packed, write_folder, write_tar
 
 MOST_SECONDS = 15  # to end in, on a machine that has more to do; the drought takes longer
 
@@ -76,3 +79,27 @@ def test_no_worker_outlives_a_run_that_is_stopped_inside_a_batch(
                 os.killpg(process.pid, signal.SIGKILL)
     assert found == (said, "")
     assert process.returncode == (0 if said else -number)
+
+
+SPAWN = """
+import multiprocessing, sys, torch
+from mc2.data.preprocess import ImagePreprocess
+from mc2.data.shard_data import ShardData
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    data = ShardData(sys.argv[1], sys.argv[2], batch_size=4, steps_per_epoch=20, num_workers=1, preprocess=ImagePreprocess(image_size=8))
+    torch.save([(batch.keys, batch.image.clone(), batch.tokens.clone()) for batch in data.loader(0, 1)], sys.argv[3])
+"""
+
+
+def test_workers_that_do_not_fork_make_the_same_batches(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """macOS spawns."""
+    shards, script, file = write_folder(tmp_path / "shards", [9, 12, 4, 10]), tmp_path / "script.py", tmp_path / "batches"
+    script.write_text(SPAWN)  # workers that do not fork import it
+    subprocess.run([sys.executable, str(script), str(shards), str(tokenizer_folder), str(file)], check=True, timeout=120)
+    module = ShardData(str(shards), str(tokenizer_folder), batch_size=4, steps_per_epoch=20, preprocess=ImagePreprocess(image_size=8))
+    for ours, theirs in zip(module.loader(0, 1), torch.load(file), strict=True):
+        assert ours.keys == theirs[0]
+        assert torch.equal(ours.image, theirs[1])
+        assert torch.equal(ours.tokens, theirs[2])
