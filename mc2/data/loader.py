@@ -216,8 +216,7 @@ class Loader:
     """Batches of this rank; `len` is the virtual epoch, and the next epoch goes on where the last one ended.
 
     `layout` holds the lanes and streams_per_lane that the user fixed; one that is not fixed is taken over from the checkpoint on a resume.
-    `tally` counts what happened to the records of this rank since the start of the process. Errors: ValueError, before the first batch, for numbers
-    that do not divide.
+    `tally` counts what happened to the records of this rank since it was made. Errors: ValueError, before the first batch, for numbers that do not divide.
     """
 
     def __init__(
