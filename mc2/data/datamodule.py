@@ -31,13 +31,19 @@ class ShardDataModule(ShardData, LightningDataModule):
         return self._train.passes() if self._train else {}
 
     def setup(self, stage: str) -> None:
-        """Errors: ValueError for shards that are not as they should be."""
+        """Errors: ValueError for shards that are not as they should be, and for `overfit_batches`."""
         if stage == "fit":
             if self.trainer is not None:
                 self._begin(self.trainer)
             self.open()
 
     def _begin(self, trainer: Trainer) -> None:
+        again: float = trainer.overfit_batches  # type: ignore[attr-defined]  # set by the Trainer, declared nowhere
+        if again:
+            raise ValueError(
+                f"trainer.overfit_batches: found {again}, need 0 (the data go on where a virtual epoch ends: the next one would have other "
+                "pairs); to see the same pairs in every pass, give data.shards a folder with few of them"
+            )
         if not trainer.global_step:  # a run that begins: only a checkpoint, read behind this, says where to go on
             self._close()
             self._train = None

@@ -164,6 +164,13 @@ def test_a_fit_that_fails_leaves_no_workers(shards: Path, tokenizer_folder: Path
     assert not multiprocessing.active_children()
 
 
+def test_overfit_batches_is_refused(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^trainer.overfit_batches: found 2, need 0 .*; to see the same pairs in every pass, give data.shards"
+    ):
+        quiet_trainer(tmp_path, overfit_batches=2).fit(Recorder(), data(shards, tokenizer_folder))
+
+
 class Rank(NamedTuple):
     """What one rank saw: keys of a whole run, of one resumed at step 7, of that one resumed at step 9; of broken shards the sizes of batches and the drops, as counted and by hand."""
 
