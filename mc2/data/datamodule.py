@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from mc2.data.loader import CPU, Loader, Tally
 from mc2.data.shard_data import FixedBatches, ShardData
@@ -17,12 +17,12 @@ class ShardDataModule(ShardData, LightningDataModule):
 
     @property
     def tally(self) -> Tally:
-        """What happened to the records of the training batches of this rank since the start of the process."""
+        """What happened to the records of the training batches of this rank since the fit began."""
         return self._train.tally if self._train else Tally()
 
     @property
     def drops(self) -> Counter[str]:
-        """Number of drops on this rank since the start of the process, by names of records.DROP_REASONS."""
+        """Number of drops on this rank since the fit began, by names of records.DROP_REASONS."""
         return self.val_drops + self.tally.drops
 
     @property
@@ -31,11 +31,25 @@ class ShardDataModule(ShardData, LightningDataModule):
         return self._train.passes() if self._train else {}
 
     def setup(self, stage: str) -> None:
+        """Errors: ValueError for shards that are not as they should be, and for `overfit_batches`."""
         if stage == "fit":
+            if self.trainer is not None:
+                self._begin(self.trainer)
             self.open()
 
+    def _begin(self, trainer: Trainer) -> None:
+        again: float = trainer.overfit_batches  # type: ignore[attr-defined]  # set by the Trainer, declared nowhere
+        if again:
+            raise ValueError(
+                f"trainer.overfit_batches: found {again}, need 0 (the data go on where a virtual epoch ends: the next one would have other "
+                "pairs); to see the same pairs in every pass, give data.shards a folder with few of them"
+            )
+        if not trainer.global_step:  # a run that begins: only a checkpoint, read behind this, says where to go on
+            self._close()
+            self._train = None
+
     def train_dataloader(self) -> Loader:
-        """The one loader of the run: Lightning saves and restores its state."""
+        """The one loader of the fit: Lightning saves and restores its state."""
         if self._train is None:
             rank, world_size = self._ranks()
             if self.trainer and rank == 0:
@@ -52,7 +66,14 @@ class ShardDataModule(ShardData, LightningDataModule):
         return self.val_dataloader()
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self._train is not None:
+        if stage == "fit":
+            self._close()
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
+        self._close()  # without a teardown
+
+    def _close(self) -> None:
+        if self._train is not None:
             self._train.close()
 
     def _ranks(self) -> tuple[int, int]:

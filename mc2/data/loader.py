@@ -6,12 +6,13 @@ prefetched.
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from ctypes import c_bool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from multiprocessing.sharedctypes import RawValue
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from mc2.data.samples import Sample, collate, drop_reasons, nothing_usable
 from mc2.data.shard_stream import Plan, Position, stream_records
 from mc2.data.stages import Laps
 from mc2.data.tokenizer import Tokenizer
+from mc2.data.workers import begin
 
 CPU = torch.device("cpu")
 
@@ -171,8 +173,6 @@ class BatchStream(IterableDataset[Delivery | str]):
         self.mixture, self.share, self.tokenizer = mixture, share, tokenizer
 
     def __iter__(self) -> Iterator[Delivery | str]:
-        if get_worker_info() is not None:
-            leave_signals_to_the_parent()
         try:
             yield from self._deliveries()
         except ValueError as error:  # DataLoader would wrap it into the worker's trace
@@ -195,22 +195,28 @@ class BatchStream(IterableDataset[Delivery | str]):
             yield Delivery(made, {stream: streams[stream].place for stream in own}, tally, joined(files) if files else None)
 
 
-def leave_signals_to_the_parent() -> None:
-    """In a worker: SLURM and a terminal signal all processes of a run, and the rank that reads from this one needs it until its last step is made."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _as_it_is(delivery: Any) -> Any:
     return delivery
+
+
+class Running(NamedTuple):
+    """The deliveries of a DataLoader, and what tells its workers in shared memory that it is closed."""
+
+    deliveries: Iterator[Delivery | str]
+    closed: c_bool
+
+
+def _stop(running: list[Running]) -> None:
+    for each in running:
+        each.closed.value = True
+    running.clear()
 
 
 class Loader:
     """Batches of this rank; `len` is the virtual epoch, and the next epoch goes on where the last one ended.
 
     `layout` holds the lanes and streams_per_lane that the user fixed; one that is not fixed is taken over from the checkpoint on a resume.
-    `tally` counts what happened to the records of this rank since the start of the process. Errors: ValueError, before the first batch, for numbers
-    that do not divide.
+    `tally` counts what happened to the records of this rank since it was made. Errors: ValueError, before the first batch, for numbers that do not divide.
     """
 
     def __init__(
@@ -226,10 +232,10 @@ class Loader:
         self._device, self._decoder = device, decoder
         self.tally = Tally()
         self._before = batches.share  # the last batch
-        self._running: list[Iterator[Delivery | str]] = []  # the one that runs, if any
+        self._running: list[Running] = []  # the one that runs, if any
         # Workers ignore SIGTERM: the process waits for ever for those that nobody tells to stop. So they are told when it ends and when the loader is collected;
         # held from here, the iterator is no part of the cycle that is collected with it, in which its queues would go first.
-        Finalize(self, self._running.clear, exitpriority=100)  # the queues' own is 10
+        Finalize(self, _stop, (self._running,), exitpriority=100)  # the queues' own is 10
         check_layout(batches.mixture.plan, batches.share.world_size, batches.share.batch_size, num_workers)
 
     @property
@@ -253,7 +259,7 @@ class Loader:
         if not self._running:
             self._running.append(self._start())
         for _ in range(self._steps):
-            delivery = next(self._running[0])
+            delivery = next(self._running[0].deliveries)
             if isinstance(delivery, str):
                 raise ValueError(delivery)
             self._before = share = self._batches.share
@@ -265,20 +271,26 @@ class Loader:
             self.tally.add(delivery.tally)
             yield batch
 
-    def _start(self) -> Iterator[Delivery | str]:
+    def _start(self) -> Running:
+        closed = RawValue(c_bool)
         loader = DataLoader(
             self._batches,
             batch_size=None,
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=partial(begin, closed),
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator().manual_seed(self.mixture.plan.seed % 2**63),  # else a number is drawn from the model's generator
         )
-        return iter(loader)
+        try:
+            return Running(iter(loader), closed)
+        except BaseException:  # Ctrl-C: those that have started already wait for nothing
+            closed.value = True
+            raise
 
     def close(self) -> None:
-        """Stop the workers; the next epoch starts them again at the same place."""
-        self._running.clear()
+        """Stop the workers, within seconds; the next epoch starts them again at the same place."""
+        _stop(self._running)
 
     def state_dict(self) -> dict[str, Any]:
         """The order's identity, the number of batches and the places of the streams of all ranks; every rank must call it."""

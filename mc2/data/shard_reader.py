@@ -54,9 +54,13 @@ class ShardReader:
     """
 
     def __init__(self, folder: ShardFolder, cache_bytes: int = 0) -> None:
-        self.folder, self._free_bytes = folder, cache_bytes
+        self.folder, self._cache_bytes, self._free_bytes = folder, cache_bytes, cache_bytes
         self._kept: dict[str, list[Record]] = {}
         self._rows = lru_cache(maxsize=64)(self._find_rows)  # of the shards that a resumed run has open
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardFolder, int]]:
+        """As new: what a worker gets that is no fork of its parent (macOS)."""
+        return ShardReader, (self.folder, self._cache_bytes)
 
     def read(self, name: str, first: int = 0) -> Iterator[Record]:
         """The records of a shard from a number on; the unusable ones too, with the reason. What is before the first is not read.

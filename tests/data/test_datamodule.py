@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -79,15 +80,9 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
-def fit(
-    module: ShardDataModule, steps: int, folder: Path, save: Sequence[int] = (), resume: int | None = None, devices: int = 1
-) -> Recorder:
-    """Saved in `folder` behind the steps `save`, and gone on with from there."""
-    recorder = Recorder()
-    trainer = Trainer(
+def quiet_trainer(folder: Path, **settings: Any) -> Trainer:
+    return Trainer(
         accelerator="cpu",
-        devices=devices,
-        max_steps=steps,
         max_epochs=-1,
         check_val_every_n_epoch=None,
         val_check_interval=7,
@@ -98,8 +93,16 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[SaveAt(save, folder)],
+        **settings,
     )
+
+
+def fit(
+    module: ShardDataModule, steps: int, folder: Path, save: Sequence[int] = (), resume: int | None = None, devices: int = 1
+) -> Recorder:
+    """Saved in `folder` behind the steps `save`, and gone on with from there."""
+    recorder = Recorder()
+    trainer = quiet_trainer(folder, max_steps=steps, devices=devices, callbacks=[SaveAt(save, folder)])
     checkpoint = None if resume is None else folder / f"{resume}.ckpt"
     trainer.fit(recorder, module, ckpt_path=checkpoint, weights_only=None if resume is None else True)
     return recorder
@@ -119,6 +122,54 @@ def test_a_run_resumed_in_the_middle_repeats_keys_and_losses(
         rest = fit(data(shards, tokenizer_folder, **settings), 16, tmp_path, resume=stop)
         assert rest.keys == whole.keys[stop:]
         assert rest.losses == whole.losses[stop:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_fit_without_a_checkpoint_begins_at_the_beginning(num_workers: int, shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """With a data module that another run has used, resumed with other lanes than its own; the same Trainer goes on."""
+    fresh = fit(data(shards, tokenizer_folder, num_workers=num_workers), 8, tmp_path)
+    fit(data(shards, tokenizer_folder, lanes=2), 3, tmp_path, save=[3])
+    module = data(shards, tokenizer_folder, num_workers=num_workers)
+    first = fit(module, 5, tmp_path, resume=3)
+    assert module.tally.data_sets.total() == 2 * 4
+    assert first.keys != fresh.keys[3:5]
+    again = fit(module, 8, tmp_path)
+    assert again.keys == fresh.keys
+    assert again.losses == fresh.losses
+    assert module.tally.data_sets.total() == 8 * 4
+
+
+def test_a_trainer_that_fits_again_goes_on(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    module, recorder = data(shards, tokenizer_folder), Recorder()
+    trainer = quiet_trainer(tmp_path, max_steps=3)
+    trainer.fit(recorder, module)
+    trainer.fit_loop.epoch_loop.max_steps = 8
+    trainer.fit(recorder, module)
+    assert recorder.keys == fit(data(shards, tokenizer_folder), 8, tmp_path).keys
+    assert module.tally.data_sets.total() == 8 * 4
+
+
+class Failing(Recorder):
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        if batch_idx == 2:
+            raise ArithmeticError("step 3")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_fit_that_fails_leaves_no_workers(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    module = data(shards, tokenizer_folder, num_workers=1)
+    with pytest.raises(ArithmeticError, match="step 3"):
+        quiet_trainer(tmp_path, max_steps=5).fit(Failing(), module)
+    for worker in multiprocessing.active_children():
+        worker.join(timeout=10)
+    assert not multiprocessing.active_children()
+
+
+def test_overfit_batches_is_refused(shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^trainer.overfit_batches: found 2, need 0 .*; to see the same pairs in every pass, give data.shards"
+    ):
+        quiet_trainer(tmp_path, overfit_batches=2).fit(Recorder(), data(shards, tokenizer_folder))
 
 
 class Rank(NamedTuple):
