@@ -56,9 +56,8 @@ class ShardReader:
     def __init__(self, folder: ShardFolder, cache_bytes: int = 0) -> None:
         self.folder, self._cache_bytes, self._free_bytes = folder, cache_bytes, cache_bytes
         self._kept: dict[str, list[Record]] = {}
-        self._rows = lru_cache(maxsize=512)(
-            self._find_rows
-        )  # of the shards that a resumed run has open: 64 streams of 8, 80 MB where a shard has 10,000 records
+        # of the shards that a resumed run has open: 64 streams of 8, 80 MB where a shard has 10,000 records
+        self._rows = lru_cache(maxsize=512)(self._find_rows)
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardFolder, int]]:
         """As new: what a worker gets that is no fork of its parent (macOS)."""
