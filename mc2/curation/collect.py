@@ -18,6 +18,7 @@ from typing import Any
 
 from mc2 import storage
 from mc2.curation.pack_stage import add_member
+from mc2.curation.pair_keys import printable
 from mc2.curation.pool_tar import IMAGE_EXTENSIONS
 
 TABLES = ("metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv", "metadata.jsonl", "captions.jsonl")  # looked for in the folder
@@ -77,11 +78,6 @@ def list_files(folder: Path) -> dict[str, Path]:
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))
-
-
-def printable(name: str) -> str:
-    """A path in UTF-8; bytes that are not are written as escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def extension(name: str) -> str:

@@ -27,6 +27,7 @@ from mc2 import storage
 from mc2.curation.image_hash import DctEncoder, HashArray, ImageEncoder, directions, hash_embeddings
 from mc2.curation.images import check_max_pixels, image_format
 from mc2.curation.match_stage import sum_drops
+from mc2.curation.pair_keys import printable
 from mc2.curation.plugin import built_once, pickled
 from mc2.curation.pool import pool_fingerprint, pool_has_images, pool_shards, read_pairs, shard_kind
 from mc2.curation.pool_columns import BY_NAME, PoolColumns
@@ -87,7 +88,7 @@ class LooseImages:
         return ((self._key(path), path.read_bytes()) for path in self.files[start : start + _FILES])
 
     def _key(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return printable(path.relative_to(self.folder).as_posix())
 
 
 def open_images(folder: Path, columns: PoolColumns) -> ImageSource:

@@ -34,6 +34,11 @@ def is_utf8(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def printable(path: str) -> str:
+    """A path of the file system in UTF-8; its bytes that are not are written as escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class SeenKeys:
     """Which keys came before, in 8 bytes a key: a shard of 20 million takes 160 MB. Two keys may be taken for one with a chance of n^2 / 2^65."""
 
